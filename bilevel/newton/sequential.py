@@ -1,0 +1,319 @@
+"""Sequential quadratic programming with an l1 merit function: Newton's method for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import numpy as np
+
+from bilevel.errors import NonFiniteError, ResponseError
+from bilevel.newton.arrays import Array, Indices, largest
+from bilevel.newton.complementarity import QuadraticProgram
+from bilevel.newton.curvature import ConvexModel, convexify, negative_curvature
+from bilevel.newton.kkt import Point, RowProgram, Scales
+from bilevel.newton.quadratic import QuadraticAnswer, solve_quadratic
+
+Stop = Literal["converged", "irregular", "inconsistent", "divergent", "stalled", "limit"]
+
+# Residuals this small (relative to the cancelling terms) are rounding: no step improves them.
+_ROUNDING = 1e-14
+_SUFFICIENT_DECREASE = 1e-4
+_CONTRACTION = 0.5
+_HALVINGS = 40
+_MERIT_NOISE = 10.0 * float(np.finfo(np.float64).eps)
+_UNBOUNDED = 1e20
+# Multipliers above this, in units of |gradient| / |Jacobian|, exist in rounding only.
+_DIVERGENT = 1e10
+_LEAST_JACOBIAN = 1e-3
+_RAY_LENGTHS = (1e3, 1e6)
+_RAY_GROWTH = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where a run ended and why.
+
+    Attributes
+    ----------
+    point : Point
+        The last iterate.
+    stop : str
+        ``"converged"``; ``"irregular"``, feasible to the restoration's tolerance but without
+        multipliers; ``"inconsistent"``, the linearised constraints have no solution;
+        ``"divergent"``, multipliers grow without bound; ``"stalled"``, no step lessens the merit
+        function; ``"limit"``, out of iterations.
+    error : float
+        The largest residual relative to its scale.
+    iterations, interior_point_solves : int
+        As in :class:`~bilevel.newton.Answer`.
+    """
+
+    point: Point
+    stop: Stop
+    error: float
+    iterations: int
+    interior_point_solves: int
+
+
+class SequentialQuadratic:
+    r"""Minimise a :class:`RowProgram` from a point.
+
+    Each iteration solves the quadratic program of the Lagrangian's (convexified) Hessian and the
+    linearised rows, which is exact where the program is quadratic with affine rows. The full step
+    is kept if it is a Newton step that halves the optimality residuals, or if it lessens
+
+    .. math:: \varphi(z) + \sum_i \sigma_i [r_i(z)]_+
+
+    sufficiently, if need be after a second-order correction; otherwise it is halved until it does.
+    Elastic rows have :math:`\sigma_i = \rho`, which makes this the S-l1-QP method; other weights
+    follow the multipliers by Powell's rule. After the tolerance is met one more step is taken,
+    which squares the error at the price of one linear system.
+
+    Source: Nocedal and Wright, Numerical Optimization (2006), sections 18.3 to 18.5.
+    """
+
+    def __init__(self, rows: RowProgram, tolerance: float, max_iterations: int) -> None:
+        self.rows = rows
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self._interior_point_solves = 0
+        self._weights = np.zeros(0)
+
+    def run(self, point: Point) -> Outcome:
+        """Iterate until converged or stuck.
+
+        Raises
+        ------
+        ResponseError
+            If the program is unbounded below.
+        NonFiniteError
+            If derivatives at an iterate are not finite.
+        """
+        rows = self.rows
+        self._interior_point_solves = 0
+        self._weights = rows.dual_upper if rows.elastic else np.abs(point.multipliers)
+        floor = -_UNBOUNDED * max(1.0, abs(point.objective))
+        ceiling = np.inf if rows.elastic else _DIVERGENT * unit_multiplier(point)
+        error = rows.error(point.residuals, point.scales)
+        iterations = 0
+        # minimum: whether the curvature here is known to be a minimum's; settled: whether the
+        # tolerance was met before the last step.
+        minimum = settled = False
+
+        def stopped(stop: Stop) -> Outcome:
+            if error <= self.tolerance:
+                stop = "converged"
+            return Outcome(point, stop, error, iterations, self._interior_point_solves)
+
+        while True:
+            if error <= _ROUNDING or (settled and error <= self.tolerance):
+                lower = None if minimum else self._leave_saddle(point)
+                if lower is None:
+                    return stopped("converged")
+                point, settled = lower, False
+            if iterations == self.max_iterations:
+                return stopped("limit")
+            hessian = rows.hessian(point)
+            curvature = largest(np.abs(hessian) @ np.abs(point.z))
+            scales = point.scales.bent(curvature)
+            error = rows.error(point.residuals, scales)
+            working = self._working(point)
+            model = convexify(hessian, functools.partial(self._normals, point, working))
+            minimum = model.newton
+            if error <= _ROUNDING and minimum:
+                continue
+            settled = error <= self.tolerance
+            iterations += 1
+            program, answer = self._direction(point, model)
+            if answer.status == "infeasible":
+                return stopped("inconsistent")
+            multipliers = answer.multipliers
+            if model.weight > 0.0:
+                multipliers = multipliers.copy()
+                multipliers[working] += model.weight * (point.jacobian[working] @ answer.step)
+            allowed = _CONTRACTION * error if minimum else 0.0
+            following = self._search(point, scales, program, answer.step, multipliers, allowed)
+            if following is None:
+                if settled and not minimum:
+                    continue
+                return stopped("stalled")
+            after = rows.error(following.residuals, following.scales.bent(curvature))
+            if settled and minimum and after >= error:
+                return stopped("converged")
+            if not (settled or _affine(point, following)):
+                minimum = False  # with other multipliers, the curvature may be another
+            point, error = following, after
+            if largest(point.multipliers) > ceiling:
+                return stopped("divergent")
+            if point.objective < floor:
+                raise ResponseError(
+                    f"The program is unbounded below: its objective reached {point.objective:.3g} "
+                    f"after {iterations} iterations and still falls. Bound the variables, or add a "
+                    "strongly convex term to the objective."
+                )
+
+    def _working(self, point: Point) -> Indices:
+        """Indices of the rows whose multiplier is inside its interval: they hold with equality."""
+        inside = (point.multipliers > self.rows.dual_lower) & (
+            point.multipliers < self.rows.dual_upper
+        )
+        return np.flatnonzero(inside)
+
+    def _normals(self, point: Point, working: Indices) -> Array:
+        held = np.flatnonzero(point.residuals.bound_mu)
+        normals = np.zeros((working.size + held.size, point.z.size))
+        normals[: working.size] = point.jacobian[working]
+        normals[working.size + np.arange(held.size), held] = 1.0
+        return normals
+
+    def _direction(
+        self, point: Point, model: ConvexModel
+    ) -> tuple[QuadraticProgram, QuadraticAnswer]:
+        """Solve the quadratic model, with a proximal term where it is unbounded."""
+        program = self.rows.quadratic(point, model.matrix)
+        answer = solve_quadratic(program, point.multipliers)
+        self._interior_point_solves += answer.interior
+        proximal = largest(point.gradient) / point.scales.reach
+        while answer.status == "unbounded":
+            self._check_ray(point, answer.step)
+            matrix = model.matrix + proximal * np.eye(point.z.size)
+            program = dataclasses.replace(program, hessian=matrix)
+            answer = solve_quadratic(program, point.multipliers)
+            self._interior_point_solves += answer.interior
+            proximal *= 100.0
+        return program, answer
+
+    def _check_ray(self, point: Point, ray: Array) -> None:
+        """Raise if the program itself falls without bound along a ray of its model."""
+        slope = float(point.gradient @ ray)
+        before = point.residuals.violations
+        allowed = _RAY_GROWTH * np.maximum(1.0, np.abs(point.jacobian).max(axis=1, initial=0.0))
+        for length in _RAY_LENGTHS:
+            t = length * point.scales.reach
+            objective, values = self.rows.values(self._moved(point.z, t * ray))
+            falls = math.isfinite(objective) and objective <= point.objective + 0.1 * t * slope
+            if not (falls and np.all(self.rows.violations(values) <= before + t * allowed)):
+                return
+        raise ResponseError(
+            f"The program is unbounded below: its objective falls at rate {-slope:.3g} along a "
+            f"feasible ray from z = {np.array2string(point.z, precision=4, threshold=8)}. Bound "
+            "the variables, or add a strongly convex term to the objective."
+        )
+
+    def _search(
+        self,
+        point: Point,
+        scales: Scales,
+        program: QuadraticProgram,
+        step: Array,
+        multipliers: Array,
+        allowed: float,
+    ) -> Point | None:
+        """The next iterate along ``step``; ``None`` if none is better.
+
+        The full step is taken unseen by the merit function if its error, measured on ``scales``, is
+        at most ``allowed``.
+        """
+        rows = self.rows
+        if not rows.elastic:
+            sizes = np.abs(multipliers)
+            self._weights = np.maximum(sizes, 0.5 * (self._weights + sizes))
+        weights = self._weights
+        violation = float(weights @ point.residuals.violations)
+        predicted = float(weights @ rows.violations(point.rows + point.jacobian @ step))
+        slope = min(0.0, float(point.gradient @ step) + predicted - violation)
+        merit = point.objective + violation
+        noise = _MERIT_NOISE * (abs(point.objective) + float(weights @ scales.rows))
+
+        full = self._evaluated(self._moved(point.z, step), multipliers)
+        if full is not None:
+            if rows.error(full.residuals, scales) <= allowed:
+                return full
+            reached = full.objective + float(weights @ full.residuals.violations)
+            if reached <= merit + _SUFFICIENT_DECREASE * slope + noise:
+                return full
+            corrected = self._corrected(point, program, step, multipliers, full.rows)
+            if corrected is not None:
+                objective, values = rows.values(corrected[0])
+                reached = objective + float(weights @ rows.violations(values))
+                if reached <= merit + _SUFFICIENT_DECREASE * slope:
+                    return rows.point(*corrected)
+        t = 1.0
+        for _ in range(_HALVINGS):
+            t *= 0.5
+            z = self._moved(point.z, t * step)
+            objective, values = rows.values(z)
+            reached = objective + float(weights @ rows.violations(values))
+            if reached < merit and reached <= merit + _SUFFICIENT_DECREASE * t * slope:
+                return rows.point(z, point.multipliers + t * (multipliers - point.multipliers))
+        return None
+
+    def _evaluated(self, z: Array, multipliers: Array) -> Point | None:
+        try:
+            return self.rows.point(z, multipliers)
+        except NonFiniteError:  # the step left the functions' domain: a shorter one will not
+            return None
+
+    def _corrected(
+        self,
+        point: Point,
+        program: QuadraticProgram,
+        step: Array,
+        multipliers: Array,
+        reached: Array,
+    ) -> tuple[Array, Array] | None:
+        """The second-order correction: the model with the rows' values found at the full step."""
+        if reached.size == 0:
+            return None
+        curved = dataclasses.replace(program, residual=reached - point.jacobian @ step)
+        answer = solve_quadratic(curved, multipliers)
+        self._interior_point_solves += answer.interior
+        if answer.status != "solved":
+            return None
+        return self._moved(point.z, answer.step), answer.multipliers
+
+    def _moved(self, z: Array, step: Array) -> Array:
+        moved: Array = np.minimum(np.maximum(z + step, self.rows.lower), self.rows.upper)
+        return moved
+
+    def _leave_saddle(self, point: Point) -> Point | None:
+        """A point of less merit along negative curvature; ``None`` if there is none."""
+        working = self._working(point)
+        normals = self._normals(point, working)
+        found = negative_curvature(self.rows.hessian(point), normals)
+        if found is None:
+            return None
+        eigenvalue, direction = found
+        weights = np.maximum(self._weights, np.abs(point.multipliers))
+        merit = point.objective + float(weights @ point.residuals.violations)
+        restore = np.linalg.pinv(point.jacobian[working])
+        t = max(1.0, float(np.linalg.norm(point.z)))
+        for _ in range(_HALVINGS):
+            for sign in (1.0, -1.0):
+                z = self._moved(point.z, sign * t * direction)
+                if working.size:
+                    z = self._moved(z, -restore @ self.rows.values(z)[1][working])
+                objective, values = self.rows.values(z)
+                reached = objective + float(weights @ self.rows.violations(values))
+                if reached <= merit + 0.05 * t * t * eigenvalue:
+                    return self.rows.point(z, point.multipliers)
+            t *= 0.5
+        return None
+
+
+def unit_multiplier(point: Point) -> float:
+    """The size of multipliers that the magnitudes of first derivatives suggest."""
+    gradient = largest(point.gradient) or 1.0
+    jacobian = float(np.abs(point.jacobian).max(initial=0.0))
+    return gradient / min(1.0, max(jacobian, _LEAST_JACOBIAN))
+
+
+def _affine(point: Point, following: Point) -> bool:
+    """Whether the rows are affine as far as a step shows, so that multipliers bend nothing."""
+    if point.rows.size == 0:
+        return True
+    moved = not np.array_equal(point.z, following.z)
+    return moved and np.array_equal(point.jacobian, following.jacobian)

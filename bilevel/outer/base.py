@@ -1,0 +1,40 @@
+"""What every outer step is asked to do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from bilevel.evaluation import Evaluation
+from bilevel.problem import BilevelProblem
+from bilevel.schedules import Constant, Schedule
+from bilevel.state import State
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import PenaltySolver
+
+
+class Outer(ABC):
+    """Moves x (and with it the tracked responses) at the current penalty."""
+
+    #: Whether the step relies on responses that are solved to accuracy.
+    needs_exact_response: bool = False
+
+    def default_penalty(self) -> Schedule:
+        """The penalty schedule used where the solver was given none."""
+        return Constant(10.0)
+
+    def start(self, problem: BilevelProblem, state: State) -> None:
+        """Prepare the state; called once before the first ``advance``."""
+        return None
+
+    @abstractmethod
+    def advance(
+        self,
+        solver: PenaltySolver,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Make one outer step, in place; set ``state.finished`` when nothing is left to do."""

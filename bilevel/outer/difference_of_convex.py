@@ -1,0 +1,104 @@
+"""The outer step for jointly convex programs: linearise -γ v and solve the rest exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel.errors import OptionError
+from bilevel.evaluation import Evaluation
+from bilevel.newton import solve
+from bilevel.outer.base import Outer
+from bilevel.outer.value_function import ValueFunction
+from bilevel.problem import BilevelProblem
+from bilevel.program import joint_program
+from bilevel.schedules import settled
+from bilevel.state import State
+from bilevel.variables import unflatten
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import PenaltySolver
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceOfConvex(Outer):
+    r"""A proximal difference-of-convex step on the penalised problem.
+
+    Where f, g and the constraints are jointly convex in (x, y), so is v, and the penalised
+    objective f + γ(g − v) is a difference of convex functions. With s = ∇v(x_k), one step solves
+
+    .. math:: (x_{k+1}, y_{k+1}) = \operatorname*{arg\,min}_{x \in X,\, y \in Y}\;
+        f(x, y) + \gamma\,[g(x, y) - \langle s, x \rangle] + \tfrac{\rho}{2}\|x - x_k\|^2
+        \quad\text{s.t. all constraints},
+
+    a convex program, whose objective bounds the penalised one from above: every step descends, with
+    no step size, and from far starts it often reaches the global optimum. Solved by the problem's
+    own ``lower_response`` where that knows how, otherwise by Newton's method with constraints.
+
+    Parameters
+    ----------
+    proximal : float
+        ρ >= 0.
+    tolerance : float
+        The run is finished once x moves by less than this, relative to its size, and the penalty
+        schedule has settled.
+    """
+
+    proximal: float = 0.0
+    tolerance: float = 1e-8
+    needs_exact_response = True
+
+    def __post_init__(self) -> None:
+        if not self.proximal >= 0:
+            raise OptionError(f"proximal={self.proximal!r}, expected a number >= 0")
+        if not self.tolerance > 0:
+            raise OptionError(f"tolerance={self.tolerance!r}, expected a positive number")
+
+    def advance(
+        self,
+        solver: PenaltySolver,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Linearise v at the current x and solve the rest."""
+        before = state.upper.vector()
+        at = ValueFunction(problem, state)()
+        value, slope = at.value, at.gradient
+        own = problem.lower_response
+        if own is None or not own.linearised_step(problem, state, penalty, slope, self.proximal):
+            self._solve(problem, state, penalty, slope, evaluations[0])
+        moved = float(np.linalg.norm(state.upper.vector() - before))
+        state.record["value"] = value
+        state.record["moved"] = moved
+        evaluations[0].pair()
+        small = moved <= self.tolerance * (1.0 + float(np.linalg.norm(before)))
+        state.finished = small and settled(state.schedule, state.step)
+
+    def _solve(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        slope: np.ndarray,
+        evaluation: Evaluation,
+    ) -> None:
+        centres = state.upper.values()
+        slopes = unflatten(slope, state.upper.leaves)
+
+        def objective() -> Tensor:
+            f, g = evaluation.pair(through_x=True)
+            total = f + penalty * g
+            for leaf, centre, part in zip(state.upper.leaves, centres, slopes, strict=True):
+                total = total - penalty * torch.sum(part * leaf)
+                if self.proximal > 0:
+                    total = total + 0.5 * self.proximal * torch.sum((leaf - centre) ** 2)
+            return total
+
+        program = joint_program(problem, state, objective)
+        program.place(solve(program, program.point()).z)

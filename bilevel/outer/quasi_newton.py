@@ -1,0 +1,106 @@
+"""The outer step for medium deterministic problems: L-BFGS on the penalised value in x."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bilevel.calculus import Array
+from bilevel.domains import Box, NonNegative, Reals
+from bilevel.errors import NotApplicableError, OptionError
+from bilevel.evaluation import Evaluation
+from bilevel.outer.base import Outer
+from bilevel.problem import BilevelProblem
+from bilevel.schedules import Geometric, Schedule, settled
+from bilevel.state import State
+from bilevel.variables import flatten
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import PenaltySolver
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuasiNewton(Outer):
+    r"""Minimise the penalised value :math:`F_\gamma(x) = \min_y f + \gamma(g - v(x))` over x.
+
+    By SciPy's L-BFGS-B; each evaluation takes both exact responses and the solver's outer gradient.
+    One outer step is one such solve, warm-started from the last. X is the whole space or a box, and
+    there are no upper constraints; the size of x is of no concern, that of y is the response's.
+
+    Parameters
+    ----------
+    max_iterations : int
+        Bound on L-BFGS-B's iterations in one step.
+    tolerance : float
+        Bound on the largest entry of the projected gradient.
+    """
+
+    max_iterations: int = 500
+    tolerance: float = 1e-8
+    needs_exact_response = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_iterations, int) or self.max_iterations < 1:
+            raise OptionError(f"max_iterations={self.max_iterations!r}, expected an integer >= 1")
+        if not self.tolerance > 0:
+            raise OptionError(f"tolerance={self.tolerance!r}, expected a positive number")
+
+    def default_penalty(self) -> Schedule:
+        """A continuation from 1e2 to 1e6 in factors of a hundred."""
+        return Geometric(1e2, 1e6, steps=2)
+
+    def start(self, problem: BilevelProblem, state: State) -> None:
+        """Refuse sets that L-BFGS-B cannot keep."""
+        if problem.upper_constraints is not None:
+            raise NotApplicableError("QuasiNewton takes no upper_constraints: use SQP()")
+        for name, domain in zip(state.upper.names, state.upper.domains, strict=True):
+            if not isinstance(domain, Reals | Box | NonNegative):
+                raise NotApplicableError(
+                    f"QuasiNewton keeps boxes only, and {name} lives in {type(domain).__name__}: "
+                    "use SQP(), or a first-order step (upper_lr=...)"
+                )
+
+    def advance(
+        self,
+        solver: PenaltySolver,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Minimise at this penalty; finished once the schedule has reached its last value."""
+        from scipy.optimize import minimize
+
+        level = state.upper
+
+        def penalised_value(x: Array) -> tuple[float, Array]:
+            level.assign_vector(x)
+            fresh = [
+                Evaluation(problem, state, each.upper_batch, each.lower_batch)
+                for each in evaluations
+            ]
+            solver.respond(problem, state, penalty, fresh)
+            level.clear_gradients()
+            solver.outer_gradient(problem, state, penalty, fresh)
+            record = state.record
+            value = float(record["upper"]) + penalty * float(record["lower"] - record["value"])
+            return value, flatten(
+                [leaf.new_zeros(leaf.shape) if leaf.grad is None else leaf.grad
+                 for leaf in level.leaves]
+            )  # fmt: skip
+
+        low, high = level.bounds()
+        result = minimize(
+            penalised_value,
+            level.vector(),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(low, high, strict=True)),
+            options={"maxiter": self.max_iterations, "gtol": self.tolerance, "ftol": 0.0},
+        )
+        _, slope = penalised_value(np.asarray(result.x, dtype=np.float64))
+        residual = result.x - np.clip(result.x - slope, low, high)
+        state.record["stationarity"] = float(np.linalg.norm(residual))
+        state.finished = settled(state.schedule, state.step)

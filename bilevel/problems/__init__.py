@@ -1,0 +1,1 @@
+"""Bilevel programs that the library ships, each with the numerical kernels its structure allows."""

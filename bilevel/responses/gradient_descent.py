@@ -1,0 +1,112 @@
+"""First-order responses: a few gradient steps, warm-started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import NotApplicableError, OptionError
+from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.problem import BilevelProblem
+from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
+from bilevel.state import State, Track
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent(Response):
+    r"""K projected first-order steps on :math:`w f + g`.
+
+    .. math:: y \leftarrow \Pi_Y\bigl(y - \eta\,\nabla_y [w f(x, y) + g(x, y)]\bigr)
+
+    or the step of any ``torch.optim`` optimiser in the place of the gradient step.
+
+    Parameters
+    ----------
+    steps : int
+        K, the number of steps an update makes.
+    lr : float, optional
+        η, for plain gradient descent.
+    optimizer : callable, optional
+        Leaves -> ``torch.optim`` optimiser, such as
+        ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+    scheduler : callable, optional
+        Optimiser -> ``torch.optim.lr_scheduler``; it steps once an update.
+    clip_norm : float, optional
+        Bound on the norm of the gradient.
+    """
+
+    steps: int = 1
+    lr: float | None = None
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise OptionError(f"inner steps={self.steps!r}, expected an integer >= 1")
+        if (self.lr is None) == (self.optimizer is None):
+            raise OptionError(
+                "the lower level needs a learning rate: give lower_lr=, or lower_optimizer="
+                "functools.partial(torch.optim.Adam, lr=...), and not both"
+            )
+        check_rate("lower_lr", self.lr)
+
+    def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
+        """Make the track's optimiser over the lower level's leaves."""
+        if problem.constrained:
+            raise NotApplicableError(
+                "GradientDescent cannot keep lower-level constraints; use MaxMin() or Exact() as "
+                "the response, or state simple sets as lower_domain"
+            )
+        make = self.optimizer or partial(torch.optim.SGD, lr=self.lr or 0.0)
+        track.optimizer = make(state.lower.leaves)
+        track.scheduler = self.scheduler(track.optimizer) if self.scheduler else None
+
+    def update(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        track: Track,
+        weight: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Make K steps."""
+        level, optimizer = state.lower, track.optimizer
+        assert optimizer is not None
+        with state.upper.frozen():
+            for k in range(self.steps):
+                level.clear_gradients()
+                for evaluation in evaluations:
+                    loss = self._loss(evaluation, weight) / len(evaluations)
+                    backward(loss, level, state, _source(weight))
+                require_gradients(level, _source(weight))
+                if self.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(level.leaves, self.clip_norm)
+                if state.measuring and k == 0 and weight > 0:
+                    state.record["lower_residual"] = level.projected_gradient_norm()
+                optimizer.step()
+                level.project()
+        if track.scheduler is not None:
+            track.scheduler.step()
+
+    @staticmethod
+    def _loss(evaluation: Evaluation, weight: float) -> Tensor:
+        if weight == 0.0:
+            return evaluation.lower()
+        f, g = evaluation.pair()
+        return weight * f + g
+
+
+def _source(weight: float) -> str:
+    return "lower (g)" if weight == 0.0 else "upper/penalty + lower (f/γ + g)"
+
+
+def check_rate(name: str, rate: float | None) -> None:
+    """Refuse a learning rate that is not a positive finite number."""
+    if rate is None:
+        return
+    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise OptionError(f"{name}={rate!r}, expected a positive finite number")

@@ -1,0 +1,260 @@
+"""What the penalty solvers share: their options, and the step respond -> direction -> move."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bilevel.callbacks import Callback, Record, as_callback
+from bilevel.errors import OptionError
+from bilevel.evaluation import Evaluation, accumulate
+from bilevel.outer.base import Outer
+from bilevel.problem import BilevelProblem
+from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
+from bilevel.responses.gradient_descent import check_rate
+from bilevel.schedules import Schedule, as_schedule, penalty_at
+from bilevel.solution import Solution
+from bilevel.solvers.choice import choose
+from bilevel.solvers.loop import FEASIBILITY, run_solver
+from bilevel.solvers.restarts import best_of
+from bilevel.state import State, Track
+from bilevel.trees import Tree
+from bilevel.variables import Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltySolver(ABC):
+    """A penalty method: responses at x, an outer direction from them, an outer step.
+
+    Parameters
+    ----------
+    penalty : float or schedule, optional
+        γ > 0: a number, one of :mod:`bilevel.schedules`, or a callable step -> penalty.
+    upper_lr, lower_lr : float, optional
+        Step sizes of plain gradient descent at the two levels.
+    inner_steps : int, optional
+        K, first-order steps on a response in each outer step.
+    upper_optimizer, lower_optimizer : callable, optional
+        Leaves -> ``torch.optim`` optimiser, in the place of a step size; for instance
+        ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
+    upper_scheduler, lower_scheduler : callable, optional
+        Optimiser -> ``torch.optim.lr_scheduler``; steps once an outer step.
+    response : Response, optional
+        How the lower level is solved. Chosen by the problem's form where not given.
+    outer : Outer, optional
+        How x is moved. Chosen by the problem's form where not given.
+    clip_norm : float, optional
+        Bound on the gradient's norm at each level (first-order steps).
+    accumulate : int
+        Micro-batches a step: all of them for the lower level, then all of them for the upper.
+    autocast : torch.dtype, optional
+        Evaluate the objectives under ``torch.autocast`` with this dtype.
+    """
+
+    penalty: float | Schedule | None = None
+    upper_lr: float | None = None
+    lower_lr: float | None = None
+    inner_steps: int | None = None
+    upper_optimizer: OptimizerFactory | None = None
+    lower_optimizer: OptimizerFactory | None = None
+    upper_scheduler: SchedulerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
+    response: Response | None = None
+    outer: Outer | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_rate("upper_lr", self.upper_lr)
+        check_rate("lower_lr", self.lower_lr)
+        check_rate("clip_norm", self.clip_norm)
+        if self.penalty is not None:
+            as_schedule(self.penalty)
+        for name in ("inner_steps", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise OptionError(f"{name}={value!r}, expected an integer >= 1")
+        for name in ("upper_optimizer", "lower_optimizer", "upper_scheduler", "lower_scheduler"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise OptionError(
+                    f"{name} is a {type(value).__name__}, expected a function that makes one from "
+                    "the leaves, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+                )
+
+    # What a method defines ----------------------------------------------------------------------
+
+    #: Whether the method follows the original response y_g beside the perturbed one.
+    tracks_original: bool = True
+
+    @abstractmethod
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse a problem of a form that the method cannot solve."""
+
+    @abstractmethod
+    def outer_gradient(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Accumulate the outer direction as the gradient at x's leaves."""
+
+    # Own training loops -------------------------------------------------------------------------
+
+    def init(self, problem: BilevelProblem, x: Tree, y: Tree) -> State:
+        """Validate the start and prepare a state for :meth:`step`.
+
+        Raises
+        ------
+        VariableError, DomainError
+            If x or y is not a tree of finite tensors inside its domain.
+        NotApplicableError, OptionError
+            If the method, or an option it needs, does not fit the problem.
+        """
+        self.check(problem)
+        upper = Level("x", x, problem.upper_domain)
+        lower = Level("y", y, problem.lower_domain)
+        response, outer, schedule = choose(self, problem, upper, lower)
+        state = State(upper, lower, response, outer, schedule)
+        response.start(problem, state, state.perturbed)
+        if self.tracks_original:
+            state.original = Track(values=lower.values())
+            response.start(problem, state, state.original)
+        outer.start(problem, state)
+        return state
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        upper_batch: Any = None,
+        lower_batch: Any = None,
+    ) -> State:
+        """One outer step, in place; returns the same state."""
+        penalty = penalty_at(state.schedule, state.step)
+        evaluations = accumulate(
+            (upper_batch, lower_batch),
+            self.accumulate,
+            lambda upper, lower: Evaluation(problem, state, upper, lower, self.autocast),
+        )
+        state.outer.advance(self, problem, state, penalty, evaluations)
+        state.record["penalty"] = penalty
+        state.step += 1
+        return state
+
+    def respond(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Update the tracked responses at the current x."""
+        state.response.update(problem, state, state.perturbed, 1.0 / penalty, evaluations)
+        if state.original is not None:
+            with state.at_original() as track:
+                state.response.update(problem, state, track, 0.0, evaluations)
+
+    def solve(
+        self,
+        problem: BilevelProblem,
+        x0: Tree,
+        y0: Tree,
+        *,
+        max_steps: int = 1000,
+        tolerance: float = 1e-6,
+        upper_batches: Iterable[Any] | None = None,
+        lower_batches: Iterable[Any] | None = None,
+        restarts: int = 0,
+        seed: int = 0,
+        callbacks: Sequence[Callback | Callable[[Record, State], Any]] = (),
+        progress: bool | None = None,
+        log_every: int | None = None,
+        resume: str | Path | None = None,
+    ) -> Solution:
+        """Solve a problem from a start.
+
+        Parameters
+        ----------
+        problem : BilevelProblem
+            What is to be solved.
+        x0, y0 : tree of tensors
+            The start. Plain tensors are never changed; ``nn.Parameter`` leaves train in place.
+        max_steps : int
+            Bound on the outer steps.
+        tolerance : float
+            Bound on the residuals at which a run has converged: the projected outer gradient and,
+            for first-order responses, the projected gradient of f/γ + g in y.
+        upper_batches, lower_batches : iterable, optional
+            Loaders for objectives that take a batch; gone through again and again.
+        restarts : int
+            Further seeded random starts; the best verified feasible answer is kept.
+        seed : int
+            Seed of the random starts.
+        callbacks : sequence
+            Callbacks, or functions of (record, state) that stop the run by returning true.
+        progress : bool, optional
+            Show a progress bar; by default in a terminal only.
+        log_every : int, optional
+            Steps between records; by default such that a run logs about a thousand.
+        resume : path, optional
+            A checkpoint written by :class:`~bilevel.callbacks.Checkpoint`; the run goes on from
+            there, bit for bit as if it had not been interrupted.
+
+        Returns
+        -------
+        Solution
+            The answer with its residuals, recomputed at the end.
+
+        Raises
+        ------
+        BilevelError
+            One of :mod:`bilevel.errors`, naming what is wrong and what to try.
+        """
+        _check_solve_options(max_steps, tolerance, restarts, log_every)
+        options: dict[str, Any] = {
+            "max_steps": max_steps,
+            "tolerance": tolerance,
+            "upper_batches": upper_batches,
+            "lower_batches": lower_batches,
+            "callbacks": [as_callback(callback) for callback in callbacks],
+            "progress": progress,
+            "log_every": log_every or max(1, max_steps // 1000),
+            "resume": resume,
+        }
+        if restarts:
+            return best_of(
+                lambda x, y: self._run(problem, x, y, options),
+                problem, x0, y0, restarts, seed, FEASIBILITY,
+            )  # fmt: skip
+        return self._run(problem, x0, y0, options)
+
+    def _run(self, problem: BilevelProblem, x: Tree, y: Tree, options: dict[str, Any]) -> Solution:
+        return run_solver(self, problem, x, y, **options)
+
+    def measure(
+        self, problem: BilevelProblem, state: State, batches: tuple[Any, Any]
+    ) -> dict[str, float]:
+        """Further quantities for the history, at a logged step."""
+        return {}
+
+
+def _check_solve_options(
+    max_steps: int, tolerance: float, restarts: int, log_every: int | None
+) -> None:
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise OptionError(f"max_steps={max_steps!r}, expected an integer >= 1")
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise OptionError(f"tolerance={tolerance!r}, expected a number >= 0 (0: never converged)")
+    if not isinstance(restarts, int) or restarts < 0:
+        raise OptionError(f"restarts={restarts!r}, expected an integer >= 0")
+    if log_every is not None and (not isinstance(log_every, int) or log_every < 1):
+        raise OptionError(f"log_every={log_every!r}, expected an integer >= 1")

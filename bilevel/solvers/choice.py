@@ -1,0 +1,91 @@
+"""The parts a solver uses where the user named none: the most exact that fits the problem."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bilevel.errors import NotApplicableError, OptionError
+from bilevel.outer.base import Outer
+from bilevel.outer.first_order import FirstOrder
+from bilevel.outer.quasi_newton import QuasiNewton
+from bilevel.outer.sqp import SQP
+from bilevel.problem import BilevelProblem
+from bilevel.responses.base import Response
+from bilevel.responses.exact import Exact
+from bilevel.responses.gradient_descent import GradientDescent
+from bilevel.responses.max_min import MaxMin
+from bilevel.schedules import Schedule, as_schedule
+from bilevel.variables import Level
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import PenaltySolver
+
+#: Largest lower level, in entries, that is solved with dense second derivatives unless asked.
+EXACT_LIMIT = 1000
+#: Largest problem, in entries of both levels, whose outer step is an SQP step unless asked.
+SQP_LIMIT = 100
+
+
+def choose(
+    solver: PenaltySolver, problem: BilevelProblem, upper: Level, lower: Level
+) -> tuple[Response, Outer, Schedule]:
+    """Response, outer step and penalty schedule for a problem of this size and form."""
+    if not lower.leaves:
+        raise OptionError("y is empty: a bilevel problem needs a lower-level variable")
+    response = solver.response or _response(solver, problem, lower)
+    outer = solver.outer or _outer(solver, problem, upper, lower, response)
+    if outer.needs_exact_response and not response.exact:
+        raise NotApplicableError(
+            f"{type(outer).__name__} needs exact responses and {type(response).__name__} gives "
+            "approximate ones: use Exact(), CvxpyResponse(...) or the problem's own response, or a "
+            "first-order outer step (upper_lr=...)"
+        )
+    if solver.penalty is not None:
+        schedule = as_schedule(solver.penalty)
+    else:
+        schedule = outer.default_penalty()
+    return response, outer, schedule
+
+
+def _response(solver: PenaltySolver, problem: BilevelProblem, lower: Level) -> Response:
+    first_order = (solver.lower_lr, solver.lower_optimizer, solver.inner_steps)
+    if any(option is not None for option in first_order):
+        if problem.constrained:
+            return MaxMin(steps=solver.inner_steps or 1, lr=solver.lower_lr)
+        return GradientDescent(
+            steps=solver.inner_steps or 1,
+            lr=solver.lower_lr,
+            optimizer=solver.lower_optimizer,
+            scheduler=solver.lower_scheduler,
+            clip_norm=solver.clip_norm,
+        )
+    if problem.lower_response is not None:
+        return problem.lower_response
+    if problem.uses_batches or lower.size > EXACT_LIMIT:
+        size = "it is stochastic" if problem.uses_batches else f"y has {lower.size} entries"
+        raise OptionError(
+            f"this lower level is not solved exactly by default ({size}): give lower_lr= (and "
+            "inner_steps=) or lower_optimizer= for first-order steps, or response=Exact()"
+        )
+    return Exact()
+
+
+def _outer(
+    solver: PenaltySolver,
+    problem: BilevelProblem,
+    upper: Level,
+    lower: Level,
+    response: Response,
+) -> Outer:
+    asked = solver.upper_lr is not None or solver.upper_optimizer is not None
+    if not asked and solver.tracks_original and response.exact and not problem.uses_batches:
+        if upper.size + lower.size <= SQP_LIMIT and problem.lower_response is None:
+            return SQP()
+        if upper.leaves and problem.upper_constraints is None:
+            return QuasiNewton()
+    return FirstOrder(
+        lr=solver.upper_lr,
+        optimizer=solver.upper_optimizer,
+        scheduler=solver.upper_scheduler,
+        clip_norm=solver.clip_norm,
+    )

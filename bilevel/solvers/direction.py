@@ -1,0 +1,39 @@
+"""The gradient of the penalised value, from both responses and their multipliers."""
+
+from __future__ import annotations
+
+from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.problem import BilevelProblem
+from bilevel.state import State
+
+
+def penalised_value_gradient(
+    problem: BilevelProblem,
+    state: State,
+    penalty: float,
+    evaluations: list[Evaluation],
+) -> None:
+    """Accumulate ∇F_γ at x's leaves: first the terms at y_γ, then those at y_g."""
+    assert state.original is not None
+    perturbed, original = state.perturbed, state.original
+    share = 1.0 / len(evaluations)
+    with state.lower.frozen():
+        for evaluation in evaluations:
+            f, g = evaluation.pair(through_x=True)
+            terms = evaluation.lagrangian_terms(
+                perturbed.inequality_multipliers, perturbed.equality_multipliers
+            )
+            loss = f + penalty * (g + terms)
+            if loss.requires_grad:
+                source, shared = "the penalised objective f + γ g", problem.features is not None
+                backward(share * loss, state.upper, state, source, retain_graph=shared)
+        with state.at_original():
+            for evaluation in evaluations:
+                g = evaluation.lower(through_x=True)
+                state.record["value"] = g.detach()
+                loss = g + evaluation.lagrangian_terms(
+                    original.inequality_multipliers, original.equality_multipliers
+                )
+                if loss.requires_grad:
+                    backward(-penalty * share * loss, state.upper, state, "lower (g)")
+    require_gradients(state.upper, "neither upper (f) nor lower (g)")

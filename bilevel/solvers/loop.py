@@ -1,0 +1,241 @@
+"""The loop of ``solve``, written once for all solvers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from bilevel import checkpoints
+from bilevel.batches import BatchStream
+from bilevel.callbacks import Callback, Record
+from bilevel.errors import CheckpointError, DivergenceError, NonFiniteError
+from bilevel.problem import BilevelProblem
+from bilevel.progress import ProgressBar
+from bilevel.schedules import penalty_at, settled
+from bilevel.solution import Solution, Status
+from bilevel.solvers.choice import EXACT_LIMIT
+from bilevel.state import State
+from bilevel.variables import global_norm
+from bilevel.verification import Residuals, constraint_violation, verify
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import PenaltySolver
+
+#: A violation above this makes a final point infeasible, whatever else it is.
+FEASIBILITY = 1e-4
+#: Growth of the variables' norm, relative to the start, that counts as divergence.
+_RUNAWAY = 1e12
+
+
+@dataclass
+class Run:
+    """A run in progress, as callbacks and checkpoints see it."""
+
+    solver: PenaltySolver
+    problem: BilevelProblem
+    state: State
+    streams: dict[str, BatchStream]
+    records: list[Record] = field(default_factory=list)
+    batches: tuple[Any, Any] = (None, None)
+    elapsed: float = 0.0
+    failed: bool = False
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, earlier parts of a resumed run included."""
+        return self.elapsed + time.perf_counter() - self.began
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The records as a table."""
+        return pd.DataFrame(self.records)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        content = {
+            "solver": type(self.solver).__name__,
+            "state": self.state.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "records": self.records,
+            "elapsed": self.seconds,
+            "random": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            content["cuda_random"] = torch.cuda.get_rng_state_all()
+        checkpoints.save(path, content)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved = checkpoints.load(path)
+        if saved["solver"] != type(self.solver).__name__:
+            raise CheckpointError(
+                f"{path} was written by {saved['solver']}, and this is {type(self.solver).__name__}"
+            )
+        if set(saved["streams"]) != set(self.streams):
+            raise CheckpointError(
+                f"{path} holds the positions of {sorted(saved['streams']) or 'no batches'}, and "
+                f"solve() was given {sorted(self.streams) or 'none'}"
+            )
+        self.state.load_state_dict(saved["state"])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(saved["streams"][name])
+        self.records = saved["records"]
+        self.elapsed = saved["elapsed"]
+        torch.set_rng_state(saved["random"])
+        if torch.cuda.is_available() and "cuda_random" in saved:
+            torch.cuda.set_rng_state_all(saved["cuda_random"])
+
+
+def run_solver(
+    solver: PenaltySolver,
+    problem: BilevelProblem,
+    x0: Any,
+    y0: Any,
+    *,
+    max_steps: int,
+    tolerance: float,
+    upper_batches: Iterable[Any] | None,
+    lower_batches: Iterable[Any] | None,
+    callbacks: Sequence[Callback],
+    progress: bool | None,
+    log_every: int,
+    resume: str | Path | None,
+) -> Solution:
+    """One run from one start."""
+    state = solver.init(problem, x0, y0)
+    loaders = {"upper_batches": upper_batches, "lower_batches": lower_batches}
+    streams = {name: BatchStream(it, name) for name, it in loaders.items() if it is not None}
+    run = Run(solver, problem, state, streams)
+    if resume is not None:
+        run.restore(Path(resume))
+    bar = ProgressBar(max_steps, state.step, progress)
+    try:
+        for callback in callbacks:
+            callback.on_start(run)
+        status = _iterate(run, max_steps, tolerance, callbacks, log_every, bar)
+    except BaseException:
+        run.failed = True
+        raise
+    finally:
+        bar.close()
+        for callback in callbacks:
+            callback.on_end(run)
+    return _conclude(run, status, tolerance)
+
+
+def _iterate(
+    run: Run,
+    max_steps: int,
+    tolerance: float,
+    callbacks: Sequence[Callback],
+    log_every: int,
+    bar: ProgressBar,
+) -> Status:
+    state = run.state
+    start_norm = 1.0 + _size(state)
+    while state.step < max_steps and not state.finished:
+        state.measuring = state.step % log_every == 0 or state.step == max_steps - 1
+        count = run.solver.accumulate
+        run.batches = tuple(
+            run.streams[name].next(count) if name in run.streams else None
+            for name in ("upper_batches", "lower_batches")
+        )  # type: ignore[assignment]
+        try:
+            run.solver.step(run.problem, state, *run.batches)
+        except NonFiniteError as error:
+            error.history = run.history
+            raise
+        bar.advance()
+        for callback in callbacks:
+            callback.on_step(run)
+        if not (state.measuring or state.finished):
+            continue
+        record = _record(run)
+        run.records.append(record)
+        bar.show(record)
+        if not _size(state) < _RUNAWAY * start_norm:
+            raise DivergenceError(
+                f"the variables grew beyond {_RUNAWAY:g} times their start by step {state.step}: "
+                "lower the learning rates or the penalty, or bound the variables by domains",
+                state,
+                run.history,
+            )
+        stops = [callback.on_log(run, record) for callback in callbacks]
+        if any(stops):
+            return Status.STOPPED
+        if _small(record, tolerance) and settled(state.schedule, state.step):
+            return Status.CONVERGED
+    return Status.STALLED if state.finished else Status.MAX_STEPS
+
+
+def _record(run: Run) -> Record:
+    state = run.state
+    values = {name: float(value) for name, value in state.record.items()}
+    if "value" in values:
+        values["lower_gap"] = values["lower"] - values.pop("value")
+    values.update(run.solver.measure(run.problem, state, run.batches))
+    return {
+        "step": state.step,
+        **values,
+        "violation": constraint_violation(run.problem, state),
+        "gradient_evaluations": state.gradient_evaluations,
+        "seconds": run.seconds,
+    }
+
+
+def _small(record: Record, tolerance: float) -> bool:
+    residuals = [record[name] for name in ("stationarity", "lower_residual") if name in record]
+    return bool(residuals) and max(residuals) <= tolerance
+
+
+def _size(state: State) -> float:
+    with torch.no_grad():
+        return float(
+            global_norm([leaf.detach() for leaf in state.upper.leaves + state.lower.leaves])
+        )
+
+
+def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
+    state = run.state
+    penalty = penalty_at(state.schedule, max(state.step - 1, 0))
+    found = verify(run.problem, state, penalty, run.batches, EXACT_LIMIT)
+    return Solution(
+        x=state.upper.result(),
+        y=state.lower.result(),
+        upper_value=found.upper_value,
+        lower_value=found.lower_value,
+        lower_gap=found.lower_gap,
+        constraint_violation=found.constraint_violation,
+        stationarity=found.stationarity,
+        status=_judge(status, found, penalty, tolerance),
+        steps=state.step,
+        history=run.history,
+        seconds=run.seconds,
+        gradient_evaluations=state.gradient_evaluations,
+        parts={"solver": type(run.solver).__name__, **state.parts(), "penalty": f"{penalty:g}"},
+    )
+
+
+def _judge(status: Status, found: Residuals, penalty: float, tolerance: float) -> Status:
+    """The loop's verdict against the residuals that were recomputed."""
+    if status is Status.STOPPED:
+        return status
+    if found.constraint_violation > FEASIBILITY:
+        return Status.INFEASIBLE
+    if math.isnan(found.stationarity):
+        return status
+    # The penalised value's gradients grow with the penalty, so its residual is relative to it.
+    small = found.stationarity <= tolerance * (1.0 + penalty)
+    if status is Status.CONVERGED and not small:
+        return Status.BIASED
+    if status is Status.STALLED and small:
+        return Status.CONVERGED
+    return status

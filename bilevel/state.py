@@ -1,0 +1,195 @@
+"""What a solver carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import CheckpointError
+from bilevel.trees import Tree
+from bilevel.variables import Level
+
+if TYPE_CHECKING:
+    from bilevel.outer.base import Outer
+    from bilevel.responses.base import Response
+    from bilevel.schedules import Schedule
+
+
+@dataclass
+class Track:
+    """A lower-level response that is followed from step to step.
+
+    The perturbed response y_γ lives in the lower level's leaves; the original response y_g holds
+    its own ``values`` and is exchanged with them while it is worked on.
+
+    Attributes
+    ----------
+    values
+        the response's values, or ``None`` where they are the leaves themselves.
+    inequality_multipliers, equality_multipliers
+        μ and ν, where the lower level has constraints.
+    optimizer, scheduler
+        of a first-order response.
+    """
+
+    values: list[Tensor] | None = None
+    inequality_multipliers: Tensor | None = None
+    equality_multipliers: Tensor | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and numbers."""
+        return {
+            "values": self.values,
+            "inequality_multipliers": self.inequality_multipliers,
+            "equality_multipliers": self.equality_multipliers,
+            "optimizer": _state_of(self.optimizer),
+            "scheduler": _state_of(self.scheduler),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if self.values is not None:
+            _copy_values(self.values, saved["values"], "the original response")
+        self.inequality_multipliers = saved["inequality_multipliers"]
+        self.equality_multipliers = saved["equality_multipliers"]
+        _load_into(self.optimizer, saved["optimizer"])
+        _load_into(self.scheduler, saved["scheduler"])
+
+
+@dataclass
+class State:
+    """The state of a run: variables, responses, optimisers, and the last step's record.
+
+    Attributes
+    ----------
+    upper, lower
+        the two levels.
+    response, outer, schedule
+        the parts that the solver chose for this problem.
+    perturbed, original
+        the tracked responses y_γ and (where the method needs it) y_g.
+    step
+        outer steps taken.
+    gradient_evaluations
+        gradients of f or g taken so far.
+    record
+        values of the last step as 0-d tensors or floats, by name.
+    measuring
+        whether the coming step should also compute what only a log needs.
+    outer_state
+        what the outer step carries (multipliers, stage, curvature), by name.
+    """
+
+    upper: Level
+    lower: Level
+    response: Response
+    outer: Outer
+    schedule: Schedule
+    perturbed: Track = field(default_factory=Track)
+    original: Track | None = None
+    upper_optimizer: torch.optim.Optimizer | None = None
+    upper_scheduler: Any = None
+    step: int = 0
+    gradient_evaluations: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+    measuring: bool = True
+    finished: bool = False
+    outer_state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tree:
+        """The upper variable, in the structure it was given."""
+        return self.upper.tree
+
+    @property
+    def y(self) -> Tree:
+        """The lower variable (the perturbed response), in the structure it was given."""
+        return self.lower.tree
+
+    @contextmanager
+    def at_original(self) -> Iterator[Track]:
+        """Put the original response y_g into the lower level's leaves for a while."""
+        track = self.original
+        assert track is not None
+        assert track.values is not None
+        self.lower.swap(track.values)
+        try:
+            yield track
+        finally:
+            self.lower.swap(track.values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later step depends on, as tensors, numbers, lists and dicts."""
+        return {
+            "x": [leaf.detach() for leaf in self.upper.leaves],
+            "y": [leaf.detach() for leaf in self.lower.leaves],
+            "perturbed": self.perturbed.state_dict(),
+            "original": None if self.original is None else self.original.state_dict(),
+            "upper_optimizer": _state_of(self.upper_optimizer),
+            "upper_scheduler": _state_of(self.upper_scheduler),
+            "step": self.step,
+            "gradient_evaluations": self.gradient_evaluations,
+            "finished": self.finished,
+            "outer_state": self.outer_state,
+            "parts": self.parts(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the next step is then bit for bit the same.
+
+        Raises
+        ------
+        CheckpointError
+            the saved state belongs to another problem or solver.
+        """
+        if saved["parts"] != self.parts():
+            raise CheckpointError(
+                f"the saved state was made by {saved['parts']}, this solver uses {self.parts()}: "
+                "resume with the solver that began the run"
+            )
+        _copy_values(self.upper.leaves, saved["x"], "x")
+        _copy_values(self.lower.leaves, saved["y"], "y")
+        self.perturbed.load_state_dict(saved["perturbed"])
+        if self.original is not None:
+            self.original.load_state_dict(saved["original"])
+        _load_into(self.upper_optimizer, saved["upper_optimizer"])
+        _load_into(self.upper_scheduler, saved["upper_scheduler"])
+        self.step = saved["step"]
+        self.gradient_evaluations = saved["gradient_evaluations"]
+        self.finished = saved["finished"]
+        self.outer_state = saved["outer_state"]
+
+    def parts(self) -> dict[str, str]:
+        """The names of the response and the outer step in use."""
+        return {"response": type(self.response).__name__, "outer": type(self.outer).__name__}
+
+
+def _state_of(part: Any) -> dict[str, Any] | None:
+    return None if part is None else part.state_dict()
+
+
+def _load_into(part: Any, saved: dict[str, Any] | None) -> None:
+    if (part is None) != (saved is None):
+        raise CheckpointError(
+            "the saved state and this solver differ in their optimisers or schedulers: resume with "
+            "the solver that began the run"
+        )
+    if part is not None:
+        part.load_state_dict(saved)
+
+
+@torch.no_grad()
+def _copy_values(leaves: list[Tensor], saved: list[Tensor], name: str) -> None:
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    found = [tuple(value.shape) for value in saved]
+    if shapes != found:
+        raise CheckpointError(f"the saved {name} has shapes {found}, this problem's {shapes}")
+    for leaf, value in zip(leaves, saved, strict=True):
+        leaf.copy_(value)

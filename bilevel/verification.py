@@ -1,0 +1,181 @@
+"""The residuals of a final point, recomputed without regard to how it was reached."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bilevel.calculus import Array, gradient
+from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
+from bilevel.evaluation import Evaluation
+from bilevel.outer.value_function import lagrangian
+from bilevel.problem import BilevelProblem
+from bilevel.program import joint_program
+from bilevel.responses.base import Response
+from bilevel.responses.exact import Exact
+from bilevel.state import State, Track
+
+#: Constraints within this distance of equality count as active.
+_ACTIVE = 1e-6
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Objective values and residuals at a point; NaN where one could not be measured."""
+
+    upper_value: float
+    lower_value: float
+    lower_gap: float
+    constraint_violation: float
+    stationarity: float
+
+
+def verify(
+    problem: BilevelProblem,
+    state: State,
+    penalty: float,
+    batches: tuple[Any, Any],
+    exact_limit: int,
+) -> Residuals:
+    """Residuals at the state's (x, y)."""
+    evaluation = Evaluation(problem, state, *batches)
+    with torch.no_grad():
+        f, g = (float(value) for value in evaluation.pair())
+    violation = constraint_violation(problem, state)
+    gap, stationarity = math.nan, float(state.record.get("stationarity", math.nan))
+    if not problem.uses_batches and batches == (None, None):
+        response = _tight_response(problem, state, exact_limit)
+        if response is not None:
+            gap, stationarity = _resolve(problem, state, response, penalty, g, stationarity)
+    elif state.original is not None:
+        with torch.no_grad(), state.at_original():
+            gap = g - float(evaluation.lower())
+    return Residuals(f, g, gap, violation, stationarity)
+
+
+@torch.no_grad()
+def constraint_violation(problem: BilevelProblem, state: State) -> float:
+    """Largest of 0, c, |h|, C and the distances of x and y to their domains."""
+    x, y = state.x, state.y
+    worst = [0.0]
+    for values in (problem.inequalities(x, y), problem.upper_inequalities(x, y)):
+        if values is not None and len(values):
+            worst.append(float(values.max()))
+    equalities = problem.equalities(x, y)
+    if equalities is not None and len(equalities):
+        worst.append(float(equalities.abs().max()))
+    for level in (state.upper, state.lower):
+        for leaf, domain in zip(level.leaves, level.domains, strict=True):
+            worst.append(domain.distance(leaf.detach()))
+    return max(worst)
+
+
+def _tight_response(problem: BilevelProblem, state: State, exact_limit: int) -> Response | None:
+    if problem.lower_response is not None and problem.lower_response.exact:
+        return problem.lower_response
+    if state.response.exact and not isinstance(state.response, Exact):
+        return state.response
+    if state.lower.size <= exact_limit:
+        return Exact(tolerance=1e-12)
+    return None
+
+
+def _resolve(
+    problem: BilevelProblem,
+    state: State,
+    response: Response,
+    penalty: float,
+    g: float,
+    measured: float,
+) -> tuple[float, float]:
+    """Gap and stationarity from fresh exact responses; the leaves end as they were."""
+    evaluation = Evaluation(problem, state)
+    reached = state.lower.values()
+    starts = [reached] if state.original is None else [reached, state.original.values]
+    try:
+        value, value_gradient = math.inf, np.zeros(0)
+        for start in starts:
+            assert start is not None
+            state.lower.assign(start)
+            track = Track()
+            response.update(problem, state, track, 0.0, [evaluation])
+            found, slope = lagrangian(problem, state, track, evaluation)
+            if found < value:
+                value, value_gradient = found, slope
+        state.lower.assign(reached)
+        if not state.upper.leaves:
+            return g - value, 0.0
+        if problem.upper_constraints is not None:
+            return g - value, _kkt_residual(problem, state, penalty, value_gradient)
+        track = Track()
+        response.update(problem, state, track, 1.0 / penalty, [evaluation])
+        outer = (
+            _outer_gradient(problem, state, track, evaluation, penalty) - penalty * value_gradient
+        )
+        return g - value, _projected_norm(state, outer)
+    except (InfeasibleError, ResponseError, NonFiniteError):
+        return math.nan, measured
+    finally:
+        state.lower.assign(reached)
+
+
+def _outer_gradient(
+    problem: BilevelProblem, state: State, track: Track, evaluation: Evaluation, penalty: float
+) -> Array:
+    """∇ₓ[f + γ (g + ⟨μ, c⟩ + ⟨ν, h⟩)] at the leaves."""
+    with state.lower.frozen():
+        f, g = evaluation.pair(through_x=True)
+        terms = evaluation.lagrangian_terms(
+            track.inequality_multipliers, track.equality_multipliers
+        )
+        return gradient(f + penalty * (g + terms), state.upper.leaves)
+
+
+def _projected_norm(state: State, outer: Array) -> float:
+    from bilevel.variables import unflatten
+
+    level = state.upper
+    level.clear_gradients()
+    for leaf, part in zip(level.leaves, unflatten(outer, level.leaves), strict=True):
+        leaf.grad = part
+    norm = float(level.projected_gradient_norm())
+    level.clear_gradients()
+    return norm
+
+
+def _kkt_residual(
+    problem: BilevelProblem, state: State, penalty: float, value_gradient: Array
+) -> float:
+    """Distance of -∇[f + γ(g - v)] to the cone of the active constraints' gradients, in (x, y)."""
+    from scipy.optimize import lsq_linear
+
+    evaluation = Evaluation(problem, state)
+
+    def objective() -> torch.Tensor:
+        f, g = evaluation.pair(through_x=True)
+        return f + penalty * g
+
+    program = joint_program(problem, state, objective)
+    z = program.point()
+    at = program.evaluate(z)
+    slope = at.gradient.copy()
+    slope[: len(value_gradient)] -= penalty * value_gradient
+    identity = np.eye(len(z))
+    columns = np.concatenate(
+        [
+            at.inequality_jacobian[at.inequalities >= -_ACTIVE],
+            identity[z >= program.upper - _ACTIVE],
+            -identity[z <= program.lower + _ACTIVE],
+            at.equality_jacobian,
+        ]
+    )
+    if not len(columns):
+        return float(np.linalg.norm(slope))
+    free = len(at.equalities)
+    low = np.concatenate([np.zeros(len(columns) - free), np.full(free, -np.inf)])
+    fit = lsq_linear(columns.T, -slope, bounds=(low, np.inf))
+    return float(np.linalg.norm(columns.T @ fit.x + slope))
