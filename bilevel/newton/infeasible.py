@@ -16,14 +16,20 @@ from bilevel.newton.sequential import Outcome, SequentialQuadratic, Stop, unit_m
 _FEASIBLE = 1e-6
 # Penalties tried, in units of |gradient| / |Jacobian|.
 _PENALTIES = (1e2, 1e4, 1e6, 1e8)
+_PROXIMAL = 1e-6
 _NAMED_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class _Violation:
-    """The constraints of a program alone: with unit penalties, its total violation."""
+    """The constraints of a program alone: with unit penalties, its total violation.
+
+    A proximal term keeps its solution near ``centre`` where there are many.
+    """
 
     program: Program
+    centre: Array
+    proximal: float
 
     @property
     def lower(self) -> Array:
@@ -35,15 +41,21 @@ class _Violation:
 
     def evaluate(self, z: Array) -> Evaluation:
         evaluation = self.program.evaluate(z)
-        return dataclasses.replace(evaluation, objective=0.0, gradient=np.zeros_like(z))
+        gradient = self.proximal * (z - self.centre)
+        return dataclasses.replace(evaluation, objective=self._distance(z), gradient=gradient)
 
     def value(self, z: Array) -> tuple[float, Array, Array]:
         _, inequalities, equalities = self.program.value(z)
-        return 0.0, inequalities, equalities
+        return self._distance(z), inequalities, equalities
 
     def hessian(self, z: Array, mu: Array, nu: Array) -> Array:
         objective = self.program.hessian(z, np.zeros_like(mu), np.zeros_like(nu))
-        return self.program.hessian(z, mu, nu) - objective
+        rows = self.program.hessian(z, mu, nu) - objective
+        return rows + self.proximal * np.eye(z.size)
+
+    def _distance(self, z: Array) -> float:
+        offset = z - self.centre
+        return 0.5 * self.proximal * float(offset @ offset)
 
 
 def restore(rows: RowProgram, outcome: Outcome, tolerance: float, max_iterations: int) -> Outcome:
@@ -94,12 +106,19 @@ def _least_violation(
 ) -> Outcome | None:
     """Minimise the total violation; ``None`` if neither that nor a feasible point was reached."""
     equalities = rows.dual_upper.size - rows.inequalities
-    violation = RowProgram(_Violation(rows.program), rows.inequalities, equalities, 1.0)
     # The multipliers of violated rows, whose curvature leads out where the Jacobian vanishes.
     multipliers = np.where(point.residuals.violations > 0.0, np.sign(point.rows), 0.0)
-    least = SequentialQuadratic(violation, tolerance, max_iterations).run(
-        violation.point(point.z, multipliers)
-    )
+    weight = _PROXIMAL * float(np.abs(point.jacobian).max()) / point.scales.reach
+    z = point.z
+    for proximal in (weight, 0.0):
+        program = _Violation(rows.program, point.z, proximal)
+        violation = RowProgram(program, rows.inequalities, equalities, 1.0)
+        least = SequentialQuadratic(violation, tolerance, max_iterations).run(
+            violation.point(z, multipliers)
+        )
+        z, multipliers = least.point.z, least.point.multipliers
+        if infeasibility(least.point.residuals, least.point.scales) <= tolerance:
+            return least
     if infeasibility(least.point.residuals, least.point.scales) <= _FEASIBLE:
         return least
     if least.stop == "converged":

@@ -9,6 +9,7 @@ import numpy as np
 
 from bilevel.problems.svm.program import Array
 
+# Multipliers beyond this are those of an infeasible program.
 _DIVERGED = 1e10
 
 

@@ -38,7 +38,7 @@ class SVMProgram:
     admits, so :math:`\xi` is eliminated without changing the set of optimal z, nor the
     multipliers (those of :math:`\xi \le c` equal those of the margins).
 
-    Only the weights w enter g: two z that differ in b alone are equally good for the follower.
+    Only the weights w enter g: of two z that differ in b alone, the follower prefers neither.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class SVMProgram:
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < np.inf:
-            raise OptionError(f"floor is {self.floor}; it must be a positive number, such as 1e-4")
+            raise OptionError(f"floor={self.floor!r}; expected a positive number, such as 1e-4")
         for name in ("train_rows", "validation_rows"):
             rows = np.array(getattr(self, name), dtype=np.float64)
             _check_rows(name, rows)

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from bilevel.errors import ResponseError
 from bilevel.problems.svm.interior_point import interior_point
-from bilevel.problems.svm.linearised import LinearisedProgram
+from bilevel.problems.svm.linearised import JointProgram
 from bilevel.problems.svm.program import Array, SVMProgram
 
 _RANK_TOLERANCE = 1e-9
@@ -44,17 +44,23 @@ def relaxed_optimum(program: SVMProgram, *, tolerance: float = 1e-9) -> RelaxedO
         f^* = \min_z \; F(z) + \bigl\| \max(1 - A z, c_{\min}) \bigr\|_2 .
 
     Let :math:`c = \max(1 - A z, c_{\min})` and let W be the constraints active at (c, z). If
-    :math:`\sum_{i \in W} \lambda_i a_i = 0` for some :math:`\lambda > 0`, every feasible z'
-    satisfies those constraints as equalities; if moreover the :math:`a_i` determine all
-    predictions, z is the only choice that the follower has. Nothing then depends on g, and
-    f* is the bilevel optimum. A linear program finds the largest set of constraints with such a
-    :math:`\lambda`. It exists where the violators are not linearly separable.
+    :math:`\sum_{i \in W} \lambda_i a_i = 0` for some :math:`\lambda > 0`, every z' that is feasible
+    at c satisfies those constraints as equalities; if moreover these :math:`a_i` determine all
+    predictions, the follower has no choice but z. Then g is irrelevant, and f* is the bilevel
+    optimum. A linear program finds the largest set of constraints with such a :math:`\lambda`;
+    there is one where the violators are not linearly separable.
 
     Directions that change no prediction (a constant feature beside the intercept) are left out
     of the minimisation; among the z that predict the same, the one of least g is returned, which
     is the follower's choice. Where training and validation examples are separable together, the
-    infimum is not attained; :math:`10^{-9}` of the mean squared margin is added, so that a
-    minimiser exists everywhere, and f* is exact to about that.
+    infimum is not attained: :math:`10^{-9}` times half the mean squared margin is added, so that
+    a minimiser exists, and f* is exact to about that.
+
+    Parameters
+    ----------
+    program : SVMProgram
+    tolerance : float
+        Bound on the optimality conditions' residual.
 
     Raises
     ------
@@ -63,26 +69,29 @@ def relaxed_optimum(program: SVMProgram, *, tolerance: float = 1e-9) -> RelaxedO
     """
     n = len(program.train_rows)
     stacked = np.vstack([program.train_rows, program.validation_rows])
-    left, singular, right = np.linalg.svd(stacked)
+    wide = stacked.shape[0] < stacked.shape[1]
+    left, singular, right = np.linalg.svd(stacked, full_matrices=wide)
     rank = int(np.sum(singular > _RANK_TOLERANCE * singular[0]))
-    margin_scale = np.sqrt(len(stacked))
-    whitened = margin_scale * left[:, :rank]
-    relaxation = LinearisedProgram(
-        train_rows=whitened[:n],
-        validation_rows=whitened[n:],
-        lower_hessian=np.full(rank, _REGULARISATION),
-        floor=program.floor,
+
+    # In the coordinates of the left singular vectors the margins have a mean square of |s|^2.
+    scale = np.sqrt(len(stacked))
+    rows = scale * left[:, :rank]
+    relaxation = JointProgram(
+        train_rows=rows[:n],
+        validation_rows=rows[n:],
+        curvature=np.full(rank, _REGULARISATION),
         slope=np.zeros(n),
         center=np.zeros(n),
-        proximity=0.0,
+        proximal=0.0,
+        floor=program.floor,
     )
     end = interior_point(relaxation, *relaxation.start(), tolerance=tolerance)
     if not end.converged:
         raise ResponseError(
-            f"the relaxation was solved to {end.residual:.3g} only (tolerance {tolerance:.3g}) "
-            f"in {end.iterations} iterations; standardise the features"
+            f"the relaxation was solved to {end.residual:.3g} only (tolerance {tolerance:.3g}, "
+            f"{end.iterations} iterations); standardise the features"
         )
-    z = margin_scale * right[:rank].T @ (relaxation.split(end.x)[1] / singular[:rank])
+    z = scale * (relaxation.split(end.x)[1] / singular[:rank]) @ right[:rank]
     silent = right[rank:].T
     z = z - silent @ np.linalg.lstsq(silent[:-1], z[:-1], rcond=None)[0]
     c = np.maximum(1 - program.train_rows @ z, program.floor)
@@ -96,7 +105,7 @@ def relaxed_optimum(program: SVMProgram, *, tolerance: float = 1e-9) -> RelaxedO
 
 def _follower_has_no_choice(rows: Array, c: Array, z: Array, rank: int) -> bool:
     active = rows[rows @ z - (1 - c) <= 1e-8]
-    if len(active) == 0:
+    if len(active) < rank:
         return False
     n, width = active.shape
     # Maximise sum(t) with 0 <= t <= 1, lambda = t + u, u >= 0: at the maximum, t_i is 1 where
@@ -107,7 +116,8 @@ def _follower_has_no_choice(rows: Array, c: Array, z: Array, rank: int) -> bool:
         b_eq=np.zeros(width),
         bounds=[(0.0, 1.0)] * n + [(0.0, None)] * n,
     )
-    if not found.success:
+    if found.x is None:
         raise ResponseError(f"the certificate's linear program failed: {found.message}")
     forced = active[found.x[:n] > 0.5]
-    return len(forced) > 0 and int(np.linalg.matrix_rank(forced, tol=_RANK_TOLERANCE)) == rank
+    tolerance = _RANK_TOLERANCE * float(np.linalg.norm(active, 2))
+    return len(forced) >= rank and int(np.linalg.matrix_rank(forced, tol=tolerance)) == rank

@@ -13,6 +13,7 @@ from bilevel.problems.svm.follower import Follower
 from bilevel.problems.svm.interior_point import interior_point
 from bilevel.problems.svm.program import Array, KKTPoint, SVMProgram
 
+# A residual from which the active set can be read off.
 _POLISHABLE = 1e-3
 
 
@@ -20,21 +21,23 @@ _POLISHABLE = 1e-3
 class SVMResponse:
     r"""Exact lower-level responses of an :class:`SVMProgram`, with their multipliers.
 
-    Both return a point that satisfies the optimality conditions to ``tolerance``. The envelope
-    theorem then gives the gradient of the penalised objective
+    :meth:`original` minimises g, :meth:`perturbed` minimises :math:`F / \gamma + g`. Warm-started,
+    a primal-dual active-set method finds either in a few Newton steps; cold, or where that method
+    cycles, an interior-point method does. The envelope theorem gives from their multipliers the
+    gradient of the penalised objective
     :math:`\Phi_\gamma(c) = \|c\| + \min_z [F(z) + \gamma g(z)] - \gamma v(c)`,
 
     .. math::
         \nabla \Phi_\gamma(c) = \frac{c}{\|c\|} + \gamma (\mu_g - \mu_\gamma),
 
-    with :math:`\mu_g` from :meth:`original` and :math:`\mu_\gamma` from :meth:`perturbed`, both
-    at the scale of g.
+    both multipliers at the scale of g.
 
     Parameters
     ----------
     program : SVMProgram
     tolerance : float
-        Bound on the optimality conditions' residual.
+        Bound on the optimality conditions' residual, relative to the largest multiplier if that
+        exceeds 1.
 
     Raises
     ------
@@ -47,7 +50,7 @@ class SVMResponse:
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
-            raise OptionError(f"tolerance is {self.tolerance}; it must be positive, such as 1e-9")
+            raise OptionError(f"tolerance={self.tolerance!r}; expected a positive number")
 
     def original(self, c: Array, warm: KKTPoint | None = None) -> KKTPoint:
         r"""Minimise :math:`\tfrac12 \|w\|^2` subject to :math:`A z \ge 1 - c`.
@@ -70,8 +73,10 @@ class SVMResponse:
             No hyperplane satisfies the constraints; ``certificate`` is :math:`\lambda \ge 0`
             with :math:`A^\top \lambda = 0` and :math:`\lambda^\top c < \lambda^\top 1`.
         ResponseError
-            c is feasible, but so close to the boundary of the feasible c that the multipliers
-            are not determined to ``tolerance``.
+            c is feasible, but the optimality conditions were not met to ``tolerance``: c is on the
+            boundary of the feasible set, or the numbers leave double precision.
+        VariableError
+            c has the wrong shape or is not finite.
         """
         self._check(c)
         constant = self._constant_classifier(c)
@@ -79,32 +84,40 @@ class SVMResponse:
             return constant
         return self._solve(Follower(self.program, 1 - c, 0.0), warm)
 
-    def perturbed(self, c: Array, gamma: float, warm: KKTPoint | None = None) -> KKTPoint:
+    def perturbed(self, c: Array, penalty: float, warm: KKTPoint | None = None) -> KKTPoint:
         r"""Minimise :math:`F(z) / \gamma + \tfrac12 \|w\|^2` subject to :math:`A z \ge 1 - c`.
 
         Parameters
         ----------
         c : array of shape (n,)
-        gamma : float
-            The penalty.
+        penalty : float
+            :math:`\gamma > 0`.
         warm : KKTPoint, optional
             The response at a nearby c.
 
         Raises
         ------
-        InfeasibleError, ResponseError
+        InfeasibleError, ResponseError, VariableError
             As :meth:`original`.
+        OptionError
+            ``penalty`` is not positive and finite.
         """
         self._check(c)
-        if not 0 < gamma < np.inf:
-            raise OptionError(f"gamma is {gamma}; the penalty must be positive and finite")
-        return self._solve(Follower(self.program, 1 - c, 1 / gamma), warm)
+        if not 0 < penalty < np.inf:
+            raise OptionError(f"penalty={penalty!r}; expected a positive, finite number")
+        return self._solve(Follower(self.program, 1 - c, 1 / penalty), warm)
 
     def project(self, c: Array, margin: float = 0.0) -> Array:
-        r"""The nearest c' in the 2-norm whose :math:`c' - margin` is feasible.
+        r"""Move c to the nearest c' in the 2-norm for which c' - margin is feasible.
 
-        With a small margin (1e-7) this moves a c on, or just beyond, the boundary of the
-        feasible c to where the responses are well defined, and leaves others as they are.
+        A small margin such as 1e-7 moves a c beyond the boundary of the feasible set, or on it,
+        to where the multipliers are bounded, and leaves every other c as it is. No entry falls.
+
+        Parameters
+        ----------
+        c : array of shape (n,)
+        margin : float
+            How much every constraint may be tightened and leave c' feasible.
         """
         self._check(c)
         return c + nearest_feasible(self.program.train_rows, 1 - c + margin).shortfall
