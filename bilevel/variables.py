@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bilevel.distributed import world_size
+from bilevel.distributed import initialized, is_wrapped, own_shard, share_start
 from bilevel.domains import DomainTree, Reals, domains_of_leaves
+from bilevel.domains.sharding import is_sharded, whole
 from bilevel.errors import VariableError
-from bilevel.trees import Tree, named_leaves, rebuild, tree_map
+from bilevel.trees import Tree, named_leaves, rebuild
 
 
 class Level:
@@ -40,7 +40,7 @@ class Level:
         self.name = name
         self.names = [label for label, _ in pairs]
         for label, leaf in pairs:
-            if not bool(torch.isfinite(_local(leaf)).all()):
+            if not bool(torch.isfinite(own_shard(leaf)).all()):
                 raise VariableError(f"{label} holds NaN or infinite values at the start")
             if isinstance(leaf, nn.Parameter) and not leaf.requires_grad:
                 raise VariableError(
@@ -53,6 +53,8 @@ class Level:
         ]
         if len({id(leaf) for leaf in self.leaves}) < len(self.leaves):
             raise VariableError(f"{name} names the same parameter twice")
+        self.dtypes = [leaf.dtype for leaf in self.leaves]
+        share_start(self.leaves)
         self.tree = rebuild(tree, self.leaves)
         self.domains = domains_of_leaves(domain, tree) if pairs else []
         self.bounded = any(not isinstance(each, Reals) for each in self.domains)
@@ -66,10 +68,33 @@ class Level:
 
     def result(self) -> Tree:
         """The variable for the caller: parameters themselves, copies of plain tensors."""
-        return tree_map(
-            lambda leaf: leaf if isinstance(leaf, nn.Parameter) else leaf.detach().clone(),
+        return rebuild(
             self.tree,
+            [
+                leaf if isinstance(leaf, nn.Parameter) else leaf.detach().to(dtype, copy=True)
+                for leaf, dtype in zip(self.leaves, self.dtypes, strict=True)
+            ],
         )
+
+    def to_double(self) -> bool:
+        """Work in double precision, as second derivatives and large penalties ask for.
+
+        Results are returned in the original precision. Returns whether anything changed.
+        """
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if isinstance(leaf, nn.Parameter) and leaf.dtype != torch.float64:
+                raise VariableError(
+                    f"{name} is a {leaf.dtype} parameter, and exact responses need double "
+                    "precision: call module.double(), or use first-order steps (upper_lr=..., "
+                    "lower_lr=...)"
+                )
+        before = self.leaves
+        self.leaves = [
+            leaf if leaf.dtype == torch.float64 else leaf.detach().double().requires_grad_()
+            for leaf in before
+        ]
+        self.tree = rebuild(self.tree, self.leaves)
+        return any(old is not new for old, new in zip(before, self.leaves, strict=True))
 
     # Values -------------------------------------------------------------------------------------
 
@@ -125,22 +150,28 @@ class Level:
         """The gradients of the leaves that have one."""
         return [leaf.grad for leaf in self.leaves if leaf.grad is not None]
 
+    def clip_gradients(self, bound: float) -> None:
+        """Scale the gradients, if need be, so that their global norm keeps the bound."""
+        norm = global_norm(self.gradients())
+        torch.nn.utils.clip_grads_with_norm_(self.leaves, bound, norm)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep gradients from flowing into this level.
 
-        Under several processes the leaves stay as they are: DDP and ``fully_shard`` fix which
-        parameters take part in a backward pass, so there the gradients are computed and dropped.
+        In a process group a network's parameters stay as they are: DDP and ``fully_shard`` fix in
+        advance which of them take part in a backward pass, so their gradients are computed there,
+        and to be dropped.
         """
-        if world_size() > 1:
-            yield
-            return
-        for leaf in self.leaves:
+        leaves = self.leaves
+        if initialized():
+            leaves = [leaf for leaf in leaves if not is_wrapped(leaf)]
+        for leaf in leaves:
             leaf.requires_grad_(False)
         try:
             yield
         finally:
-            for leaf in self.leaves:
+            for leaf in leaves:
                 leaf.requires_grad_(True)
 
     @torch.no_grad()
@@ -159,11 +190,18 @@ class Level:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all the entries together, a 0-d tensor."""
-    if not tensors:
+    # Sharded and plain tensors do not mix in one operation.
+    kinds = [[each for each in tensors if is_sharded(each) == kind] for kind in (False, True)]
+    norms = [_stacked_norm(each) for each in kinds if each]
+    if not norms:
         return torch.zeros(())
-    norms = torch._foreach_norm(list(tensors))
+    return norms[0] if len(norms) == 1 else torch.hypot(norms[0], norms[1].to(norms[0]))
+
+
+def _stacked_norm(tensors: list[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(tensors)
     total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-    return _full(total)
+    return whole(total)
 
 
 def flatten(tensors: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -182,14 +220,3 @@ def unflatten(vector: NDArray[np.float64], like: Sequence[Tensor]) -> list[Tenso
         out.append(part.reshape(tensor.shape).to(tensor.device, tensor.dtype))
         start += tensor.numel()
     return out
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's shard of a sharded tensor; any other tensor itself."""
-    shard: Any = getattr(tensor, "to_local", None)
-    return shard() if shard is not None else tensor
-
-
-def _full(tensor: Tensor) -> Tensor:
-    gather: Any = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor

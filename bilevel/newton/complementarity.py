@@ -21,6 +21,7 @@ _REFINEMENTS = 6
 # A free entry this far outside its interval (relative to the data) is moved to the bound.
 _EXCHANGE_TOLERANCE = 1e-12
 _STATIONARY = 1e-15
+_MULTIPLIER_SHARE = 1e-3
 # Curvatures are floored at this fraction of the largest when they serve as scales.
 _FLAT = 1e-3
 
@@ -104,7 +105,8 @@ class ComplementaritySystem:
         self._sign = np.ones(n + k)
         self._sign[n:] = -1.0
         self._pinned = self.lower == self.upper
-        self._magnitude = largest(self.offset)
+        self._magnitude = np.abs(self.offset)
+        self._magnitude[:n] = self._magnitude[:n].max(initial=0.0)
 
     def scaled(self, step: Array, multipliers: Array) -> Array:
         """The unknown w of a step and its multipliers."""
@@ -115,9 +117,19 @@ class ComplementaritySystem:
         w = unknown * self._scale
         return w[: self.size], w[self.size :]
 
-    def active_set(self, unknown: Array) -> ActiveSet:
-        """The entries that ``unknown`` and its gradient predict to be at a bound."""
-        trial = unknown - self._image(unknown)
+    def active_set(self, unknown: Array, interior: bool = False) -> ActiveSet:
+        """The entries that ``unknown`` and its gradient predict to be at a bound.
+
+        At an interior point, steps and slacks are first brought to the magnitude of multipliers and
+        gradients, which the scaling alone does not where P is negligible.
+        """
+        image = self._image(unknown)
+        if interior:
+            n = self.size
+            primal = max(largest(unknown[:n]), largest(image[n:]), 1e-300)
+            dual = max(largest(unknown[n:]), largest(image[:n]), 1e-300)
+            image *= (dual / primal) ** -self._sign
+        trial = unknown - image
         at_upper = trial >= self.upper
         at_upper &= ~self._pinned
         return (trial <= self.lower) | self._pinned, at_upper
@@ -125,7 +137,7 @@ class ComplementaritySystem:
     def residual(self, unknown: Array) -> float:
         r"""Natural residual :math:`\|w - \Pi(w - F(w))\|_\infty`, relative to the data."""
         projected = np.minimum(np.maximum(unknown - self._image(unknown), self.lower), self.upper)
-        return largest(unknown - projected) / self._unit(unknown)
+        return largest((unknown - projected) / self._units(unknown))
 
     def exchange(self, unknown: Array, active: ActiveSet, limit: int) -> tuple[Array, float]:
         r"""Improve w by the primal-dual active-set method (a semismooth Newton method).
@@ -166,7 +178,7 @@ class ComplementaritySystem:
                 best, best_residual = inside, residual
             if residual <= _STATIONARY:
                 break
-            slack = _EXCHANGE_TOLERANCE * self._unit(w)
+            slack = _EXCHANGE_TOLERANCE * self._units(w)
             image = self._image(w)
             stay_lower = at_lower & ((image >= -slack) | self._pinned)
             stay_upper = at_upper & (image <= slack)
@@ -187,7 +199,7 @@ class ComplementaritySystem:
         if free.size == 0:
             return w
         block = self.matrix[free[:, None], free]
-        negligible = _STATIONARY * self._unit(w)
+        units = self._units(w)[free]
         for proximal in (0.0, _PROXIMAL):
             if proximal:
                 block.flat[:: free.size + 1] += proximal * self._sign[free]
@@ -200,15 +212,18 @@ class ComplementaritySystem:
         error = np.inf
         for _ in range(_REFINEMENTS):
             image = (self.matrix @ w + self.offset)[free]
-            previous, error = error, largest(image)
-            if error <= negligible or error > 0.5 * previous:
+            previous, error = error, largest(image / units)
+            if error <= _STATIONARY or error > 0.5 * previous:
                 break
             w[free] -= lapack.dgetrs(factor, pivots, image)[0]
         return w
 
-    def _unit(self, w: Array) -> float:
-        # Not the multipliers: nearly dependent rows would make them, and the tolerance, huge.
-        return max(self._magnitude, largest(w[: self.size]), 1e-300)
+    def _units(self, w: Array) -> Array:
+        """What each entry, and its component of F, is small in comparison with."""
+        # Multipliers count little: nearly dependent rows would make them, and the units, huge.
+        size = max(largest(w[: self.size]), _MULTIPLIER_SHARE * largest(w[self.size :]), 1e-300)
+        units: Array = np.maximum(self._magnitude, size)
+        return units
 
 
 def _curvatures(program: QuadraticProgram) -> Array:

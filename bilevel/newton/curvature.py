@@ -48,9 +48,9 @@ def convexify(hessian: Array, working_normals: Callable[[], Array]) -> ConvexMod
     minimum; any other has its eigenvalues replaced by their absolute values, which descends from a
     saddle.
     """
-    largest = float(np.abs(hessian).max(initial=0.0))
-    if largest == 0.0 or _positive(hessian, hessian.shape[0] * _ROUNDING * largest):
+    if _convex(hessian):
         return ConvexModel(hessian, 0.0, newton=True)
+    largest = float(np.abs(hessian).max())
     normals = working_normals()
     if normals.size:
         unit = largest / float((normals * normals).sum(axis=1).max())
@@ -68,6 +68,8 @@ def negative_curvature(hessian: Array, normals: Array) -> tuple[float, Array] | 
 
     ``None`` if there is no noticeably negative one.
     """
+    if _convex(hessian):
+        return None
     basis = np.eye(hessian.shape[0])
     if normals.size:
         _, singular, rows = np.linalg.svd(normals)
@@ -79,6 +81,11 @@ def negative_curvature(hessian: Array, normals: Array) -> tuple[float, Array] | 
     if values[0] >= -_SADDLE * float(np.abs(hessian).max()):
         return None
     return float(values[0]), basis @ vectors[:, 0]
+
+
+def _convex(hessian: Array) -> bool:
+    largest = float(np.abs(hessian).max(initial=0.0))
+    return largest == 0.0 or _positive(hessian, hessian.shape[0] * _ROUNDING * largest)
 
 
 def _positive(matrix: Array, shift: float) -> bool:

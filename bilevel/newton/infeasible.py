@@ -15,21 +15,17 @@ from bilevel.newton.sequential import Outcome, SequentialQuadratic, Stop, unit_m
 # Violations up to this share of a row's scale are tolerated where no multipliers exist.
 _FEASIBLE = 1e-6
 # Penalties tried, in units of |gradient| / |Jacobian|.
-_PENALTIES = (1e2, 1e4, 1e6, 1e8)
+_PENALTIES = (1e1, 1e3, 1e5, 1e7)
+# Weight that keeps steps short where many points violate least, in units of |Jacobian| / |z|.
 _PROXIMAL = 1e-6
 _NAMED_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class _Violation:
-    """The constraints of a program alone: with unit penalties, its total violation.
-
-    A proximal term keeps its solution near ``centre`` where there are many.
-    """
+    """The constraints of a program alone: with unit penalties, its total violation."""
 
     program: Program
-    centre: Array
-    proximal: float
 
     @property
     def lower(self) -> Array:
@@ -41,21 +37,15 @@ class _Violation:
 
     def evaluate(self, z: Array) -> Evaluation:
         evaluation = self.program.evaluate(z)
-        gradient = self.proximal * (z - self.centre)
-        return dataclasses.replace(evaluation, objective=self._distance(z), gradient=gradient)
+        return dataclasses.replace(evaluation, objective=0.0, gradient=np.zeros_like(z))
 
     def value(self, z: Array) -> tuple[float, Array, Array]:
         _, inequalities, equalities = self.program.value(z)
-        return self._distance(z), inequalities, equalities
+        return 0.0, inequalities, equalities
 
     def hessian(self, z: Array, mu: Array, nu: Array) -> Array:
         objective = self.program.hessian(z, np.zeros_like(mu), np.zeros_like(nu))
-        rows = self.program.hessian(z, mu, nu) - objective
-        return rows + self.proximal * np.eye(z.size)
-
-    def _distance(self, z: Array) -> float:
-        offset = z - self.centre
-        return 0.5 * self.proximal * float(offset @ offset)
+        return self.program.hessian(z, mu, nu) - objective
 
 
 def restore(rows: RowProgram, outcome: Outcome, tolerance: float, max_iterations: int) -> Outcome:
@@ -108,17 +98,11 @@ def _least_violation(
     equalities = rows.dual_upper.size - rows.inequalities
     # The multipliers of violated rows, whose curvature leads out where the Jacobian vanishes.
     multipliers = np.where(point.residuals.violations > 0.0, np.sign(point.rows), 0.0)
-    weight = _PROXIMAL * float(np.abs(point.jacobian).max()) / point.scales.reach
-    z = point.z
-    for proximal in (weight, 0.0):
-        program = _Violation(rows.program, point.z, proximal)
-        violation = RowProgram(program, rows.inequalities, equalities, 1.0)
-        least = SequentialQuadratic(violation, tolerance, max_iterations).run(
-            violation.point(z, multipliers)
-        )
-        z, multipliers = least.point.z, least.point.multipliers
-        if infeasibility(least.point.residuals, least.point.scales) <= tolerance:
-            return least
+    violation = RowProgram(_Violation(rows.program), rows.inequalities, equalities, 1.0)
+    proximal = _PROXIMAL * float(np.abs(point.jacobian).max()) / point.scales.reach
+    least = SequentialQuadratic(violation, tolerance, max_iterations, proximal).run(
+        violation.point(point.z, multipliers)
+    )
     if infeasibility(least.point.residuals, least.point.scales) <= _FEASIBLE:
         return least
     if least.stop == "converged":

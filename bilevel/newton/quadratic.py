@@ -61,7 +61,7 @@ def solve_quadratic(program: QuadraticProgram, multipliers: Array) -> QuadraticA
     unknown = np.minimum(np.maximum(found.unknown, system.lower), system.upper)
     residual = system.residual(unknown)
     polished, polished_residual = system.exchange(
-        unknown, system.active_set(found.unknown), _POLISH_PASSES
+        unknown, system.active_set(found.unknown, interior=True), _POLISH_PASSES
     )
     if polished_residual < residual:
         unknown, residual = polished, polished_residual

@@ -23,6 +23,8 @@ _ROUNDING = 1e-14
 _SUFFICIENT_DECREASE = 1e-4
 _CONTRACTION = 0.5
 _HALVINGS = 40
+# Steps in which the merit function's weights may shrink.
+_DECAYS = 10
 _MERIT_NOISE = 10.0 * float(np.finfo(np.float64).eps)
 _UNBOUNDED = 1e20
 # Multipliers above this, in units of |gradient| / |Jacobian|, exist in rounding only.
@@ -63,24 +65,42 @@ class SequentialQuadratic:
 
     Each iteration solves the quadratic program of the Lagrangian's (convexified) Hessian and the
     linearised rows, which is exact where the program is quadratic with affine rows. The full step
-    is kept if it is a Newton step that halves the optimality residuals, or if it lessens
+    is kept if it is a Newton step that halves the least error so far, or if it lessens
 
     .. math:: \varphi(z) + \sum_i \sigma_i [r_i(z)]_+
 
-    sufficiently, if need be after a second-order correction; otherwise it is halved until it does.
-    Elastic rows have :math:`\sigma_i = \rho`, which makes this the S-l1-QP method; other weights
-    follow the multipliers by Powell's rule. After the tolerance is met one more step is taken,
-    which squares the error at the price of one linear system.
+    sufficiently. Otherwise it is halved until it does, along an arc that a second-order correction
+    bends towards the rows. The weights follow the multipliers by Powell's rule (which lets them
+    shrink) for some steps, then only grow; up to :math:`\rho` where rows are elastic, which makes
+    this the S-l1-QP method. After the tolerance is met one more step is taken, which squares the
+    error at the price of one linear system.
+
+    Parameters
+    ----------
+    rows : RowProgram
+        What to minimise.
+    tolerance : float
+        Largest residual relative to its scale.
+    max_iterations : int
+        Largest number of steps.
+    proximal : float
+        Added to the diagonal of the model's Hessian. It chooses short steps where there are many
+        solutions, and leaves the solutions as they are.
 
     Source: Nocedal and Wright, Numerical Optimization (2006), sections 18.3 to 18.5.
     """
 
-    def __init__(self, rows: RowProgram, tolerance: float, max_iterations: int) -> None:
+    def __init__(
+        self, rows: RowProgram, tolerance: float, max_iterations: int, proximal: float = 0.0
+    ) -> None:
         self.rows = rows
+        self.proximal = proximal
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self._interior_point_solves = 0
         self._weights = np.zeros(0)
+        self._decays = _DECAYS
+        self._damping = 0.0
 
     def run(self, point: Point) -> Outcome:
         """Iterate until converged or stuck.
@@ -94,10 +114,13 @@ class SequentialQuadratic:
         """
         rows = self.rows
         self._interior_point_solves = 0
-        self._weights = rows.dual_upper if rows.elastic else np.abs(point.multipliers)
+        self._weights = np.abs(point.multipliers)
+        self._decays = _DECAYS
+        self._damping = 0.0
         floor = -_UNBOUNDED * max(1.0, abs(point.objective))
         ceiling = np.inf if rows.elastic else _DIVERGENT * unit_multiplier(point)
         error = rows.error(point.residuals, point.scales)
+        least = np.inf
         iterations = 0
         # minimum: whether the curvature here is known to be a minimum's; settled: whether the
         # tolerance was met before the last step.
@@ -134,8 +157,9 @@ class SequentialQuadratic:
             if model.weight > 0.0:
                 multipliers = multipliers.copy()
                 multipliers[working] += model.weight * (point.jacobian[working] @ answer.step)
-            allowed = _CONTRACTION * error if minimum else 0.0
-            following = self._search(point, scales, program, answer.step, multipliers, allowed)
+            least = min(least, error)
+            allowed = _CONTRACTION * least if minimum else 0.0
+            following = self._search(point, scales, program, answer, multipliers, allowed)
             if following is None:
                 if settled and not minimum:
                     continue
@@ -173,14 +197,16 @@ class SequentialQuadratic:
         self, point: Point, model: ConvexModel
     ) -> tuple[QuadraticProgram, QuadraticAnswer]:
         """Solve the quadratic model, with a proximal term where it is unbounded."""
-        program = self.rows.quadratic(point, model.matrix)
+        identity = np.eye(point.z.size)
+        weight = self.proximal + self._damping
+        matrix = model.matrix + weight * identity if weight else model.matrix
+        program = self.rows.quadratic(point, matrix)
         answer = solve_quadratic(program, point.multipliers)
         self._interior_point_solves += answer.interior
         proximal = largest(point.gradient) / point.scales.reach
         while answer.status == "unbounded":
             self._check_ray(point, answer.step)
-            matrix = model.matrix + proximal * np.eye(point.z.size)
-            program = dataclasses.replace(program, hessian=matrix)
+            program = dataclasses.replace(program, hessian=matrix + proximal * identity)
             answer = solve_quadratic(program, point.multipliers)
             self._interior_point_solves += answer.interior
             proximal *= 100.0
@@ -208,20 +234,19 @@ class SequentialQuadratic:
         point: Point,
         scales: Scales,
         program: QuadraticProgram,
-        step: Array,
+        answer: QuadraticAnswer,
         multipliers: Array,
         allowed: float,
     ) -> Point | None:
-        """The next iterate along ``step``; ``None`` if none is better.
+        """The next iterate along the answer's step; ``None`` if none is better.
 
         The full step is taken unseen by the merit function if its error, measured on ``scales``, is
         at most ``allowed``.
         """
-        rows = self.rows
-        if not rows.elastic:
-            sizes = np.abs(multipliers)
-            self._weights = np.maximum(sizes, 0.5 * (self._weights + sizes))
-        weights = self._weights
+        rows, step = self.rows, answer.step
+        # The model's own multipliers, without those of its convexification, make it descend.
+        sizes = np.maximum(np.abs(multipliers), np.abs(answer.multipliers))
+        self._weights = weights = self._raised(sizes)
         violation = float(weights @ point.residuals.violations)
         predicted = float(weights @ rows.violations(point.rows + point.jacobian @ step))
         slope = min(0.0, float(point.gradient @ step) + predicted - violation)
@@ -231,25 +256,34 @@ class SequentialQuadratic:
         full = self._evaluated(self._moved(point.z, step), multipliers)
         if full is not None:
             if rows.error(full.residuals, scales) <= allowed:
+                self._damping = 0.0
                 return full
             reached = full.objective + float(weights @ full.residuals.violations)
             if reached <= merit + _SUFFICIENT_DECREASE * slope + noise:
+                self._damping *= 0.1
                 return full
-            corrected = self._corrected(point, program, step, multipliers, full.rows)
-            if corrected is not None:
-                objective, values = rows.values(corrected[0])
-                reached = objective + float(weights @ rows.violations(values))
-                if reached <= merit + _SUFFICIENT_DECREASE * slope:
-                    return rows.point(*corrected)
-        t = 1.0
+            bend = self._bend(point, program, step, multipliers, full.rows)
+        else:
+            bend = np.zeros_like(step)
+        t = 1.0 if bend.any() else 0.5
         for _ in range(_HALVINGS):
-            t *= 0.5
-            z = self._moved(point.z, t * step)
+            z = self._moved(point.z, t * step + t * t * bend)
             objective, values = rows.values(z)
             reached = objective + float(weights @ rows.violations(values))
             if reached < merit and reached <= merit + _SUFFICIENT_DECREASE * t * slope:
+                if t < 0.25:
+                    kappa=float(step@program.hessian@step)/float(step@step)
+                    self._damping = max(10*self._damping, kappa/t)
                 return rows.point(z, point.multipliers + t * (multipliers - point.multipliers))
+            t *= 0.5
         return None
+
+    def _raised(self, sizes: Array) -> Array:
+        """The merit function's weights for multipliers of these sizes."""
+        self._decays -= 1  # a merit function that kept changing could let the iterates cycle
+        kept = 0.5 * (self._weights + sizes) if self._decays >= 0 else self._weights
+        weights: Array = np.minimum(np.maximum(sizes, kept), self.rows.dual_upper)
+        return weights
 
     def _evaluated(self, z: Array, multipliers: Array) -> Point | None:
         try:
@@ -257,23 +291,22 @@ class SequentialQuadratic:
         except NonFiniteError:  # the step left the functions' domain: a shorter one will not
             return None
 
-    def _corrected(
+    def _bend(
         self,
         point: Point,
         program: QuadraticProgram,
         step: Array,
         multipliers: Array,
         reached: Array,
-    ) -> tuple[Array, Array] | None:
-        """The second-order correction: the model with the rows' values found at the full step."""
-        if reached.size == 0:
-            return None
-        curved = dataclasses.replace(program, residual=reached - point.jacobian @ step)
-        answer = solve_quadratic(curved, multipliers)
-        self._interior_point_solves += answer.interior
-        if answer.status != "solved":
-            return None
-        return self._moved(point.z, answer.step), answer.multipliers
+    ) -> Array:
+        """The second-order correction: what the rows' values at the full step add to it."""
+        if reached.size:
+            curved = dataclasses.replace(program, residual=reached - point.jacobian @ step)
+            answer = solve_quadratic(curved, multipliers)
+            self._interior_point_solves += answer.interior
+            if answer.status == "solved":
+                return answer.step - step
+        return np.zeros_like(step)
 
     def _moved(self, z: Array, step: Array) -> Array:
         moved: Array = np.minimum(np.maximum(z + step, self.rows.lower), self.rows.upper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -184,20 +185,37 @@ def minimise_elastic(
     penalty: float,
     tolerance: float,
     max_iterations: int,
+    settle: Callable[[Array], Array],
 ) -> tuple[Array, float]:
     """Descend as far as possible on a program with relaxed constraints.
 
     For outer loops that go on from wherever this ends: unlike :func:`solve` it does not insist on
-    the tolerance.
+    the tolerance. ``settle`` is applied to every trial point before it is judged; it may move those
+    variables that it can minimise over exactly, which keeps steps long in curved narrow valleys.
 
     Returns
     -------
         The last iterate and its total violation.
     """
-    z = _start(program, z0)
+    z = settle(_start(program, z0))
     evaluation = program.evaluate(z)
     m, p = evaluation.inequalities.size, evaluation.equalities.size
     rows = RowProgram(program, m, p, penalty)
     point = rows.point(z, np.zeros(m + p), evaluation)
-    outcome = SequentialQuadratic(rows, tolerance, max_iterations).run(point)
+    outcome = _Settled(rows, tolerance, max_iterations, settle).run(point)
     return outcome.point.z, float(rows.violations(outcome.point.rows).sum())
+
+
+class _Settled(SequentialQuadratic):
+    def __init__(
+        self,
+        rows: RowProgram,
+        tolerance: float,
+        max_iterations: int,
+        settle: Callable[[Array], Array],
+    ) -> None:
+        super().__init__(rows, tolerance, max_iterations)
+        self.settle = settle
+
+    def _moved(self, z: Array, step: Array) -> Array:
+        return self.settle(super()._moved(z, step))

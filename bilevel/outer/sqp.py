@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from bilevel.calculus import Array
-from bilevel.errors import OptionError
+from bilevel.errors import OptionError, ResponseError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import Evaluation as ProgramEvaluation
-from bilevel.newton import minimise_elastic
+from bilevel.newton import minimise_elastic, solve
 from bilevel.outer.base import Outer
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
@@ -92,8 +92,10 @@ class SQP(Outer):
             elastic = state.outer_state["elastic"]
             value_function = ValueFunction(problem, state, elastic=elastic)
             program = PenalisedProgram(joint, value_function, penalty, state)
+            weight = _ELASTIC_FACTOR * penalty * elastic
+            follower = Follower(joint, evaluation, penalty, weight, state)
             z, slack = minimise_elastic(
-                program, z, _ELASTIC_FACTOR * penalty * elastic, self.tolerance, self.max_iterations
+                program, z, weight, self.tolerance, self.max_iterations, follower.settle
             )
             joint.place(z)
             value = value_function()
@@ -146,3 +148,43 @@ class PenalisedProgram:
         if n:
             second[:n, :n] -= self.penalty * self.value_function.hessian()
         return second
+
+
+class Follower:
+    """Moves y to the perturbed response at the x of a trial point.
+
+    Of all y this one makes the penalised objective least, violations of both levels' constraints
+    counted at the same weight as in the program over (x, y).
+    """
+
+    def __init__(
+        self,
+        joint: LevelProgram,
+        evaluation: Evaluation,
+        penalty: float,
+        weight: float,
+        state: State,
+    ) -> None:
+        self.joint = joint
+        self.size = state.upper.size
+        self.elastic = weight / penalty
+        self._multipliers: tuple[Array | None, Array | None] = (None, None)
+
+        def objective() -> Tensor:
+            f, g = evaluation.pair()
+            return f / penalty + g
+
+        self.state = state
+        self.program = LevelProgram((state.lower,), objective, joint.inequalities, joint.equalities)
+
+    def settle(self, z: Array) -> Array:
+        """The point (x, y_γ(x)); the point itself where no response is found from it."""
+        self.joint.place(z)
+        mu, nu = self._multipliers
+        with self.state.upper.frozen():
+            try:
+                answer = solve(self.program, z[self.size :], mu0=mu, nu0=nu, elastic=self.elastic)
+            except ResponseError:
+                return z
+        self._multipliers = (answer.mu, answer.nu)
+        return np.concatenate([z[: self.size], answer.z])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bilevel.callbacks import Callback, Record, as_callback
-from bilevel.errors import OptionError
+from bilevel.errors import OptionError, VariableError
 from bilevel.evaluation import Evaluation, accumulate
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
@@ -124,6 +124,8 @@ class PenaltySolver(ABC):
         lower = Level("y", y, problem.lower_domain)
         response, outer, schedule = choose(self, problem, upper, lower)
         state = State(upper, lower, response, outer, schedule)
+        if response.exact or outer.needs_exact_response:
+            _work_in_double_precision(problem, state)
         response.start(problem, state, state.perturbed)
         if self.tracks_original:
             state.original = Track(values=lower.values())
@@ -245,6 +247,20 @@ class PenaltySolver(ABC):
     ) -> dict[str, float]:
         """Further quantities for the history, at a logged step."""
         return {}
+
+
+def _work_in_double_precision(problem: BilevelProblem, state: State) -> None:
+    changed = [state.upper.to_double(), state.lower.to_double()]
+    if not any(changed):
+        return
+    try:
+        Evaluation(problem, state).pair()
+    except RuntimeError as error:
+        raise VariableError(
+            "exact responses need double precision, and the objectives do not take x and y in it "
+            f"({error}). Pass x0.double(), y0.double() and the tensors that the objectives use in "
+            "double, or use first-order steps (upper_lr=..., lower_lr=...)"
+        ) from error
 
 
 def _check_solve_options(

@@ -36,4 +36,4 @@ def penalised_value_gradient(
                 )
                 if loss.requires_grad:
                     backward(-penalty * share * loss, state.upper, state, "lower (g)")
-    require_gradients(state.upper, "neither upper (f) nor lower (g)")
+    require_gradients(state.upper, "upper (f) or lower (g)")

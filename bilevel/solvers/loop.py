@@ -171,7 +171,7 @@ def _iterate(
         stops = [callback.on_log(run, record) for callback in callbacks]
         if any(stops):
             return Status.STOPPED
-        if _small(record, tolerance) and settled(state.schedule, state.step):
+        if _small(record, tolerance) and settled(state.schedule, state.step - 1):
             return Status.CONVERGED
     return Status.STALLED if state.finished else Status.MAX_STEPS
 

@@ -94,7 +94,7 @@ class PBGD(PenaltySolver):
                 state.record["value"] = g.detach()
                 if g.requires_grad:
                     backward(-penalty * share * g, state.upper, state, "lower (g)")
-        require_gradients(state.upper, "neither upper (f) nor lower (g)")
+        require_gradients(state.upper, "upper (f) or lower (g)")
         torch._foreach_div_(state.lower.gradients(), penalty)
         state.perturbed.optimizer.step()
         state.lower.project()
