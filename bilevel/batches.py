@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from bilevel.errors import OptionError
+from bilevel.errors import CheckpointError, OptionError
+from bilevel.random_state import get_random_state, set_random_state
+
+_END = object()
 
 
 class BatchStream:
@@ -18,7 +21,7 @@ class BatchStream:
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
-        if not hasattr(loader, "__iter__") or isinstance(loader, str | bytes):
+        if not hasattr(loader, "__iter__") or isinstance(loader, str | bytes | Mapping):
             raise OptionError(
                 f"{name} is a {type(loader).__name__}, expected a loader that yields batches"
             )
@@ -65,31 +68,67 @@ class BatchStream:
         self._iterator = iter(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, position, and the random state at the epoch's begin."""
-        return {"epoch": self.epoch, "position": self.position, "random": self._random}
+        """Epoch, position, and the random states at the epoch's begin and now."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "begin": self._random,
+            "generators": [generator.get_state() for generator in _generators(self.loader)],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go to a saved position; the global random state is left as it was found."""
-        current = torch.get_rng_state()
-        self.epoch = saved["epoch"]
-        _set_random_state(self.loader, saved["random"])
-        self._begin_epoch()
+        """Go to a saved position; the global random states are left as they were found.
+
+        Raises
+        ------
+        CheckpointError
+            the loader has other generators, or fewer batches than had been drawn from it.
+        """
+        found = get_random_state()
+        self.epoch, self.position = saved["epoch"], saved["position"]
+        if self.position > 0:
+            if saved["begin"] is not None:
+                set_random_state(saved["begin"]["global"])
+                self._set_generators(saved["begin"]["generators"])
+            self._begin_epoch()
+            self._skip(self.position)
+        self._set_generators(saved["generators"])
+        set_random_state(found)
+
+    def _skip(self, count: int) -> None:
         assert self._iterator is not None
-        for _ in range(saved["position"]):
-            next(self._iterator)
-        self.position = saved["position"]
-        torch.set_rng_state(current)
+        for drawn in range(count):
+            if next(self._iterator, _END) is _END:
+                raise CheckpointError(
+                    f"the saved run had drawn {count} batches of an epoch, and {self.name} ends "
+                    f"after {drawn}: resume with the loader of that run"
+                )
+
+    def _set_generators(self, states: list[torch.Tensor]) -> None:
+        generators = _generators(self.loader)
+        if len(generators) != len(states):
+            raise CheckpointError(
+                f"the saved run's {self.name} had {len(states)} random generators of its own, and "
+                f"this loader has {len(generators)}: resume with the loader of that run"
+            )
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
-def _random_state(loader: Any) -> dict[str, torch.Tensor]:
-    state = {"global": torch.get_rng_state()}
-    generator = getattr(loader, "generator", None)
-    if isinstance(generator, torch.Generator):
-        state["loader"] = generator.get_state()
-    return state
+def _random_state(loader: Any) -> dict[str, Any] | None:
+    """The states that an epoch's order may depend on; a list's depends on none."""
+    if isinstance(loader, list | tuple):
+        return None
+    return {
+        "global": get_random_state(),
+        "generators": [generator.get_state() for generator in _generators(loader)],
+    }
 
 
-def _set_random_state(loader: Any, state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["global"])
-    if "loader" in state:
-        loader.generator.set_state(state["loader"])
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The loader's own generators: its ``generator``, and those of its samplers."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in (*owners, batch_sampler)]
+    distinct = {id(each): each for each in found if isinstance(each, torch.Generator)}
+    return list(distinct.values())

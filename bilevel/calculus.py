@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bilevel.errors import ResponseError
 from bilevel.variables import flatten
 
 Array = NDArray[np.float64]
@@ -21,6 +22,8 @@ def gradient_tensor(
     value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
 ) -> Tensor:
     """Gradient of a 0-d tensor as one vector; zero where it does not depend on a leaf."""
+    if not leaves:  # an empty x
+        return value.new_zeros(0)
     if not value.requires_grad:
         return torch.cat([torch.zeros_like(leaf).reshape(-1) for leaf in leaves])
     parts = torch.autograd.grad(
@@ -64,7 +67,21 @@ def jacobian(values: Tensor, leaves: Sequence[Tensor]) -> Array:
 
 
 def hessian(value: Tensor, leaves: Sequence[Tensor]) -> Array:
-    """Symmetric matrix of second derivatives of a 0-d tensor at the leaves."""
-    first = gradient_tensor(value, leaves, create_graph=True)
-    second = jacobian(first, leaves)
+    """Symmetric matrix of second derivatives of a 0-d tensor at the leaves.
+
+    Raises
+    ------
+    ResponseError
+        an operation in the value has no second derivative.
+    """
+    try:
+        first = gradient_tensor(value, leaves, create_graph=True)
+        second = jacobian(first, leaves)
+    except RuntimeError as error:
+        if "not implemented" not in str(error) and "once_differentiable" not in str(error):
+            raise
+        raise ResponseError(
+            f"second derivatives are needed here, and an operation in the problem's functions has "
+            f"none ({error}): use first-order steps (lower_lr=..., upper_lr=...)"
+        ) from error
     return 0.5 * (second + second.T)

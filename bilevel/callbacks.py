@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bilevel.distributed import rank
 from bilevel.errors import OptionError
 from bilevel.extras import require
+from bilevel.options import accepts, check_count
 
 if TYPE_CHECKING:
     from bilevel.solvers.loop import Run
@@ -60,8 +62,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, monitor: str = "upper", patience: int = 10, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise OptionError(f"patience={patience!r}, expected an integer >= 1")
+        check_count("patience", patience)
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
@@ -69,8 +70,10 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def on_start(self, run: Run) -> None:
-        """Forget earlier runs."""
+        """Begin anew, or where a resumed run stood."""
         self._best, self._waited = float("inf"), 0
+        for record in run.records:
+            self.on_log(run, record)
 
     def on_log(self, run: Run, record: Record) -> bool | None:
         """Compare with the best so far."""
@@ -93,23 +96,26 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, run: Run) -> None:
-        """Open the writer."""
+        """Open the writer; what an interrupted run logged after its checkpoint is replaced."""
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.directory))
+        if rank() == 0:
+            self._writer = SummaryWriter(str(self.directory), purge_step=run.state.step + 1)
 
     def on_log(self, run: Run, record: Record) -> bool | None:
         """Write the record."""
-        for name, value in record.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(record["step"]))
+        if self._writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(record["step"]))
         return None
 
     def on_end(self, run: Run) -> None:
         """Close the writer."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
 
 class Checkpoint(Callback):
@@ -118,20 +124,34 @@ class Checkpoint(Callback):
     Parameters
     ----------
     path : str or Path
-        The file; each new checkpoint replaces the last. Under several processes each writes its
-        own, with its rank appended.
+        The file; each new checkpoint replaces the last. Of several processes each writes its own,
+        with its rank appended, so each needs this callback.
     every : int
         Steps between checkpoints.
     """
 
     def __init__(self, path: str | Path, every: int = 1000) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise OptionError(f"every={every!r}, expected an integer >= 1")
+        check_count("every", every)
         self.path = Path(path)
         self.every = every
 
+    def on_start(self, run: Run) -> None:
+        """Refuse early what would fail at the first checkpoint."""
+        if self.path.is_dir():
+            raise OptionError(f"the checkpoint {self.path} is a directory, expected a file's path")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
     def on_step(self, run: Run) -> None:
-        """Save if it is time."""
+        """Save if it is time, and no record of this step is still to come."""
+        if not (run.state.measuring or run.state.finished):
+            self._save_if_due(run)
+
+    def on_log(self, run: Run, record: Record) -> bool | None:
+        """Save if it is time, the record included."""
+        self._save_if_due(run)
+        return None
+
+    def _save_if_due(self, run: Run) -> None:
         if run.state.step % self.every == 0:
             run.save(self.path)
 
@@ -145,9 +165,9 @@ def as_callback(callback: Any) -> Callback:
     """A callback from itself or from a function (record, state) -> stop or not."""
     if isinstance(callback, Callback):
         return callback
-    if callable(callback):
+    if callable(callback) and not isinstance(callback, type) and accepts(callback, 2):
         return UserFunction(callback)
     raise OptionError(
-        f"a callback is a {type(callback).__name__}, expected a Callback or a function of "
+        f"a callback is {callback!r}, expected a Callback such as EarlyStopping() or a function of "
         "(record, state)"
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bilevel.distributed import rank, world_size
+from bilevel.distributed import gather, rank, world_size
 from bilevel.errors import CheckpointError
 
 #: Raised when the layout of the saved dictionary changes.
@@ -20,12 +19,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint; a crash leaves the old file or the new one, never a part."""
     path = _own(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
+    with open(_partial(path), "wb") as file:
         torch.save({"format": FORMAT, **content}, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    gather(None)  # no process replaces its file before all have written theirs
+    os.replace(_partial(path), path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -37,6 +36,23 @@ def load(path: Path) -> dict[str, Any]:
         the file is missing, damaged, or not a checkpoint of this library.
     """
     path = _own(path)
+    if world_size() == 1:
+        return _read(path)
+    content = _read(path) if path.is_file() else None
+    steps = gather(-1 if content is None else _step(content))
+    if content is None or _step(content) < max(steps):
+        # The run ended while the processes replaced their files: this one's new file is complete.
+        path = _partial(path) if max(steps) >= 0 else path
+        content = _read(path)
+        if _step(content) != max(steps):
+            raise CheckpointError(
+                f"{path} is of step {_step(content)}, another process's file of step {max(steps)}: "
+                "resume from files that one run wrote, with as many processes"
+            )
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             f"no checkpoint at {path}: give the path that Checkpoint(path) wrote to, or leave "
@@ -44,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the damaged bytes happen to decode to
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is a torch file, but not a checkpoint of a bilevel run")
@@ -55,5 +71,13 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _step(content: dict[str, Any]) -> int:
+    return int(content["state"]["step"])
+
+
 def _own(path: Path) -> Path:
     return path if world_size() == 1 else path.with_name(f"{path.name}.rank{rank()}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

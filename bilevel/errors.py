@@ -67,19 +67,27 @@ class _StoppedRun(BilevelError, RuntimeError):
 
 
 class NonFiniteError(_StoppedRun):
-    """A value or gradient became NaN or infinite.
+    """A value or gradient became NaN or infinite; the message names it and the step.
 
     Attributes
     ----------
     state
-        the last good state, taken before the failed step.
+        the state with the last good variables: ``error.state.x``, ``error.state.y``.
     history
         the records logged so far, a ``pandas.DataFrame`` (``None`` inside a bare step).
     """
 
 
 class DivergenceError(_StoppedRun):
-    """The iterates ran away; ``state`` and ``history`` as in :class:`NonFiniteError`."""
+    """The iterates ran away.
+
+    Attributes
+    ----------
+    state
+        the state that ran away.
+    history
+        the records that show how, a ``pandas.DataFrame``.
+    """
 
 
 class CheckpointError(BilevelError, ValueError):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.errors import DependenceError, NonFiniteError, ObjectiveError
+from bilevel.distributed import average_gradients, gather, initialized, own_shard, world_size
+from bilevel.domains.sharding import is_sharded
+from bilevel.errors import DependenceError, NonFiniteError, ObjectiveError, VariableError
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
 from bilevel.trees import tree_map
 from bilevel.variables import Level
+
+#: What to look for where a function ignores its variable.
+DEPENDENCE_ADVICE = (
+    "Check that the function uses the variable it is given, without .detach(), .item(), "
+    "torch.no_grad() or a copy"
+)
+#: Relative difference between the processes' gradients that rounding may leave.
+_AGREEMENT = 1e-4
 
 
 class Evaluation:
@@ -36,10 +46,12 @@ class Evaluation:
         self.lower_batch = lower_batch
         self._autocast = autocast
         self._features: dict[str, Any] = {}
+        #: Whether f was seen to depend on x or y, and g on y.
+        self.upper_depends = self.lower_depends = False
 
     def upper(self, *, through_x: bool = False) -> Tensor:
         """f, with a graph into x only if ``through_x``; upper constraints enter as a penalty."""
-        with self._context():
+        with self._calling("upper"):
             if self.problem.objectives is not None:
                 return self._both(through_x)[0]
             x = self._x("upper", self.upper_batch, through_x)
@@ -48,29 +60,61 @@ class Evaluation:
 
     def lower(self, *, through_x: bool = False) -> Tensor:
         """g, with a graph into x only if ``through_x``."""
-        with self._context():
+        with self._calling("lower"):
             if self.problem.objectives is not None:
                 return self._both(through_x)[1]
             x = self._x("lower", self.lower_batch, through_x)
-            return self.problem.lower_value(x, self.state.lower.tree, self.lower_batch)
+            g = self.problem.lower_value(x, self.state.lower.tree, self.lower_batch)
+            return self._noted(g, through_x)
 
     def pair(self, *, through_x: bool = False) -> tuple[Tensor, Tensor]:
         """(f, g), from one forward pass where the problem shares its work."""
         if self.problem.objectives is not None:
-            with self._context():
+            with self._calling("objectives"):
                 f, g = self._both(through_x)
         else:
             f, g = self.upper(through_x=through_x), self.lower(through_x=through_x)
         self.state.record["upper"], self.state.record["lower"] = f.detach(), g.detach()
         return f, g
 
+    def losses(
+        self,
+        upper_weight: float,
+        lower_weight: float,
+        mu: Tensor | None = None,
+        nu: Tensor | None = None,
+        *,
+        through_x: bool = False,
+    ) -> Iterator[Tensor]:
+        r"""Terms of :math:`w_f f + w_g (g + \langle \mu, c \rangle + \langle \nu, h \rangle)`.
+
+        Usually one term. In a process group f and g are two, each to be differentiated before the
+        next is asked for: DDP averages what one backward pass after one forward pass gives.
+        """
+        shared = self.problem.objectives is not None or self.problem.features is not None
+        if shared or not initialized():
+            f, g = self.pair(through_x=through_x)
+            yield upper_weight * f + lower_weight * (g + self.lagrangian_terms(mu, nu))
+            return
+        f = self.upper(through_x=through_x)
+        self.state.record["upper"] = f.detach()
+        if f.requires_grad:
+            yield upper_weight * f
+        g = self.lower(through_x=through_x)
+        self.state.record["lower"] = g.detach()
+        loss = lower_weight * (g + self.lagrangian_terms(mu, nu))
+        if loss.requires_grad:
+            yield loss
+
     def lagrangian_terms(self, mu: Tensor | None, nu: Tensor | None) -> Tensor | float:
         """⟨μ, c(x, y)⟩ + ⟨ν, h(x, y)⟩; entries of μ, ν beyond those belong to the lower domain."""
         total: Tensor | float = 0.0
         x, y = self.state.upper.tree, self.state.lower.tree
         if mu is not None and (c := self.problem.inequalities(x, y)) is not None:
+            require_same_length("lower_constraints", c, mu[: len(c)])
             total = total + torch.dot(mu[: len(c)], c)
         if nu is not None and (h := self.problem.equalities(x, y)) is not None:
+            require_same_length("lower_equalities", h, nu[: len(h)])
             total = total + torch.dot(nu[: len(h)], h)
         return total
 
@@ -80,32 +124,55 @@ class Evaluation:
             batch = self.upper_batch if batch is None else (self.upper_batch, batch)
         x = self._x("both", batch, through_x)
         f, g = self.problem.both_values(x, self.state.lower.tree, batch)
-        return self._with_upper_constraints(f), g
+        return self._with_upper_constraints(f), self._noted(g, through_x)
+
+    def _noted(self, g: Tensor, through_x: bool) -> Tensor:
+        self.lower_depends = self.lower_depends or (g.requires_grad and not through_x)
+        return g
 
     def _x(self, key: str, batch: Any, through_x: bool) -> Any:
-        features = self.problem.features
-        if features is None:
+        if self.problem.features is None:
             return self.state.upper.tree
+        if self.upper_batch is self.lower_batch:
+            key = "both"
         if key not in self._features:
             x = self.state.upper.tree
             # The lower-level update comes first and x stays, so this graph serves the upper update.
             with torch.enable_grad():
                 for leaf in self.state.upper.leaves:
                     leaf.requires_grad_(True)
-                self._features[key] = features(x) if batch is None else features(x, batch)
+                self._features[key] = self.problem.features_of(x, batch)
         held = self._features[key]
+        if through_x and initialized():  # one backward pass after one forward pass, see losses()
+            del self._features[key]
         return held if through_x else tree_map(torch.Tensor.detach, held)
 
     def _with_upper_constraints(self, f: Tensor) -> Tensor:
         """f plus the augmented Lagrangian's term (ρ/2)‖[C + σ/ρ]₊‖² of the upper constraints."""
+        self.upper_depends = self.upper_depends or f.requires_grad
         multipliers = self.state.outer_state.get("upper_multipliers")
         if multipliers is None:
             return f
         values = self.problem.upper_inequalities(self.state.upper.tree, self.state.lower.tree)
         assert values is not None
+        require_same_length("upper_constraints", values, multipliers)
         rho: float = self.state.outer_state["upper_constraint_penalty"]
         excess = (values + multipliers / rho).clamp_min(0.0)
         return f + 0.5 * rho * torch.dot(excess, excess)
+
+    @contextmanager
+    def _calling(self, name: str) -> Iterator[None]:
+        """Refuse a function that writes into a variable; torch lets it where that is frozen."""
+        leaves = self.state.upper.leaves + self.state.lower.leaves
+        before = [leaf._version for leaf in leaves]
+        with self._context():
+            yield
+        for leaf, version in zip(leaves, before, strict=True):
+            if leaf._version != version:
+                raise ObjectiveError(
+                    f"{name} changes its variable in place, so the point it was given is lost: "
+                    "write x = x + d in the place of x += d, or work on x.clone()"
+                )
 
     def _context(self) -> AbstractContextManager[Any]:
         if self._autocast is None:
@@ -126,33 +193,44 @@ def backward(
     NonFiniteError
         the loss or a gradient is NaN or infinite; checked in every step on the CPU,
         where it costs no synchronisation, and when a step is measured on other devices.
+    VariableError
+        several processes train, and a parameter's gradient differs between them.
     """
     if not loss.requires_grad:
         raise DependenceError(
             f"{source} does not depend on {level.name}: its gradient there is identically zero. "
-            "Check that the function uses the variable it is given, without .detach(), .item(), "
-            "torch.no_grad() or a copy"
+            + DEPENDENCE_ADVICE
         )
     check = loss.device.type == "cpu" or state.measuring
     if check and not bool(torch.isfinite(loss.detach())):
         raise NonFiniteError(
-            f"{source} is {loss.item()} at step {state.step}, before the update of {level.name}; "
-            f"try a smaller learning rate or penalty, or check the batch. The state before this "
-            "step is in the error's .state",
+            f"{source} is {loss.item()} in step {state.step}, before the update of {level.name}",
             state,
         )
     loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+    average_gradients(state.upper.leaves + state.lower.leaves)
     state.gradient_evaluations += 1
     if check:
         _check_gradients(level, state, source)
+    if state.step == 0:
+        _check_agreement(level)
 
 
 def require_gradients(level: Level, source: str) -> None:
     """Refuse a level none of whose leaves received a gradient."""
     if not level.gradients():
         raise DependenceError(
-            f"{source} does not depend on {level.name}: none of {', '.join(level.names[:4])} "
-            "received a gradient"
+            f"no gradient of {source} reaches {level.name} ({', '.join(level.names[:4])}). "
+            + DEPENDENCE_ADVICE
+        )
+
+
+def require_same_length(name: str, values: Tensor, multipliers: Tensor) -> None:
+    """Refuse constraints whose number changes along a run."""
+    if len(values) != len(multipliers):
+        raise ObjectiveError(
+            f"{name} returned {len(values)} entries, and another number of them earlier in the "
+            "run: return every constraint at every (x, y), also those that hold"
         )
 
 
@@ -160,16 +238,36 @@ def _check_gradients(level: Level, state: State, source: str) -> None:
     gradients = level.gradients()
     if not gradients:
         return
-    finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients)))
+    finite = torch.isfinite(torch.stack(torch._foreach_norm([own_shard(g) for g in gradients])))
     if bool(finite.all()):
         return
     for name, leaf in zip(level.names, level.leaves, strict=True):
-        if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all()):
+        if leaf.grad is not None and not bool(torch.isfinite(own_shard(leaf.grad)).all()):
             raise NonFiniteError(
-                f"the gradient of {source} with respect to {name} is not finite at step "
-                f"{state.step}; try a smaller learning rate or gradient clipping. The state "
-                "before this step is in the error's .state",
+                f"the gradient of {source} with respect to {name} is not finite in step "
+                f"{state.step}",
                 state,
+            )
+
+
+def _check_agreement(level: Level) -> None:
+    """Refuse a parameter that is trained on several processes' data without a wrapper."""
+    if world_size() == 1:
+        return
+    norms = {
+        name: float(leaf.grad.norm())
+        for name, leaf in zip(level.names, level.leaves, strict=True)
+        if leaf.grad is not None and not is_sharded(leaf)
+    }
+    everyone = gather(norms)
+    for name in norms:
+        found = [each[name] for each in everyone]
+        if max(found) - min(found) > _AGREEMENT * max(found):
+            raise VariableError(
+                f"the gradient of {name} differs between the processes (norms {found}): they would "
+                "drift apart. Wrap its network in DistributedDataParallel or fully_shard and call "
+                "the wrapper inside the objectives; DDP needs find_unused_parameters=True where "
+                "an objective leaves some of its parameters unused"
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel.domains import DomainTree
 from bilevel.errors import ObjectiveError, ProblemError
+from bilevel.options import accepts
 from bilevel.trees import Tree
 
 if TYPE_CHECKING:
@@ -91,6 +92,12 @@ class BilevelProblem:
                 raise ProblemError(
                     f"{name} is a {type(value).__name__}, expected a function of (x, y)"
                 )
+        response = self.lower_response
+        if isinstance(response, type) or not (response is None or hasattr(response, "update")):
+            raise ProblemError(
+                f"lower_response is {response!r}, expected an instance of a Response, such as "
+                "CvxpyResponse(...)"
+            )
 
     @property
     def constrained(self) -> bool:
@@ -131,6 +138,11 @@ class BilevelProblem:
             pair[1], "objectives, second value (g)"
         )
 
+    def features_of(self, x: Tree, batch: Any = None) -> Any:
+        """``features`` at x."""
+        assert self.features is not None
+        return _call(self.features, "features", x, batch)
+
     def inequalities(self, x: Tree, y: Tree) -> Tensor | None:
         """c(x, y), a 1-d tensor, or ``None`` without such constraints."""
         return _vector(self.lower_constraints, "lower_constraints", x, y)
@@ -153,35 +165,62 @@ def _required_arguments(function: Callable[..., Any]) -> int:
     return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
-def _call(function: Callable[..., Any], name: str, x: Tree, y: Tree, batch: Any) -> Any:
-    if batch is None and _takes_batch(function):
+def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """Call a function of the problem; a batch comes last and is left out where it is ``None``."""
+    given = arguments if arguments[-1] is not None else arguments[:-1]
+    try:
+        return function(*given)
+    except TypeError as error:
+        if accepts(function, len(given)):
+            raise
+        raise ObjectiveError(_misfit(function, name, len(given), len(arguments))) from error
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
         raise ObjectiveError(
-            f"{name} takes a batch as its third argument and none was given: pass upper_batches= "
-            f"and lower_batches= to solve(), or the batches to step()"
+            f"{name} changes its variable in place: write x = x + d in the place of x += d or "
+            "x.add_(d), or work on x.clone()"
+        ) from error
+
+
+def _misfit(function: Callable[..., Any], name: str, given: int, most: int) -> str:
+    if given < most and accepts(function, most):
+        return (
+            f"{name} takes a batch as its last argument and none was given: pass upper_batches= "
+            "and lower_batches= to solve(), or the batches to step()"
         )
-    return function(x, y) if batch is None else function(x, y, batch)
-
-
-def _takes_batch(function: Callable[..., Any]) -> bool:
-    code = getattr(function, "__code__", None)  # the cheap test first: this runs in every step
-    if code is not None and code.co_argcount < 3:
-        return False
-    return _required_arguments(function) >= 3
+    if given == most > 2 and accepts(function, given - 1):
+        return (
+            f"{name} was given a batch and takes none: let it take one as its last argument, or "
+            "pass no batches for this level"
+        )
+    return (
+        f"{name}{inspect.signature(function)} cannot be called with {given} positional arguments: "
+        "objectives take (x, y) or (x, y, batch), constraints (x, y), features (x) or (x, batch)"
+    )
 
 
 def _scalar(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
         return value
     raise ObjectiveError(
-        f"{name} returned {_describe(value)}, expected a 0-d floating-point tensor: reduce it with "
-        ".sum() or .mean(), and keep it a tensor (no .item() or float())"
+        f"{name} returned {_describe(value)}, expected a 0-d floating-point tensor: "
+        f"{_remedy(value)}"
     )
+
+
+def _remedy(value: Any) -> str:
+    if value is None:
+        return "does the function end without a return statement?"
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return "reduce it with .sum() or .mean()"
+    return "keep what it computes from x and y a real tensor (no .item(), float(), .long(), ...)"
 
 
 def _vector(function: Constraint | None, name: str, x: Tree, y: Tree) -> Tensor | None:
     if function is None:
         return None
-    value = function(x, y)
+    value = _call(function, name, x, y)
     if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
         raise ObjectiveError(
             f"{name} returned {_describe(value)}, expected a 1-d floating-point tensor with one "
@@ -193,4 +232,4 @@ def _vector(function: Constraint | None, name: str, x: Tree, y: Tree) -> Tensor 
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"

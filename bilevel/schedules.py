@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 from bilevel.errors import OptionError
+from bilevel.options import accepts, check_count, check_positive
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -19,7 +21,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        _check_positive("penalty", self.value)
+        check_positive("penalty", self.value)
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -36,12 +38,9 @@ class _Ramp:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_positive("start", self.start)
-        _check_positive("end", self.end)
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise OptionError(
-                f"steps={self.steps!r} of a penalty schedule, expected an integer >= 1"
-            )
+        check_positive("a penalty schedule's start", self.start)
+        check_positive("a penalty schedule's end", self.end)
+        check_count("a penalty schedule's steps", self.steps)
 
     def settled(self, step: int) -> bool:
         """Whether the penalty no longer changes from this step on."""
@@ -69,9 +68,9 @@ class Geometric(_Ramp):
 
 def as_schedule(penalty: float | Schedule) -> Schedule:
     """A schedule from a number or a callable step -> penalty."""
-    if isinstance(penalty, int | float):
-        return Constant(float(penalty))
-    if callable(penalty):
+    if isinstance(penalty, Real):
+        return Constant(penalty)
+    if callable(penalty) and accepts(penalty, 1):
         return penalty
     raise OptionError(
         f"penalty={penalty!r}, expected a positive number, a schedule such as "
@@ -87,12 +86,13 @@ def settled(schedule: Schedule, step: int) -> bool:
 
 def penalty_at(schedule: Schedule, step: int) -> float:
     """The schedule's value, checked."""
-    value = float(schedule(step))
-    if not (math.isfinite(value) and value > 0):
-        raise OptionError(f"the penalty schedule gave {value} at step {step}, expected > 0")
-    return value
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise OptionError(f"{name}={value!r}, expected a positive finite number")
+    value = schedule(step)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise OptionError(
+            f"the penalty schedule gave {value!r} at step {step}, expected a positive finite number"
+        )
+    return number

@@ -24,11 +24,7 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
     if tree is None:
         return []
     if isinstance(tree, Tensor):
-        if not tree.is_floating_point():
-            raise VariableError(
-                f"{name} holds {tree.dtype} values; a level's variable must be floating point: "
-                f"pass {name}.double() or {name}.float()"
-            )
+        _check_tensor(tree, name)
         return [(name, tree)]
     if isinstance(tree, Mapping):
         return [pair for key, sub in tree.items() for pair in named_leaves(sub, f"{name}[{key!r}]")]
@@ -40,13 +36,32 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
     )
 
 
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if tensor.is_complex():
+        raise VariableError(f"{name} is complex; split it: pass torch.view_as_real({name})")
+    if not tensor.is_floating_point():
+        raise VariableError(
+            f"{name} holds {tensor.dtype} values; a level's variable must be floating point: "
+            f"pass {name}.double() or {name}.float()"
+        )
+    if tensor.is_meta:
+        raise VariableError(
+            f"{name} is on the meta device, so it has no values to start from: initialise it with "
+            "to_empty(device=...) and its own initialisation"
+        )
+    if tensor.layout != torch.strided:
+        raise VariableError(f"{name} has layout {tensor.layout}: pass {name}.to_dense()")
+
+
 def _hint(tree: Tree, name: str) -> str:
     if isinstance(tree, torch.nn.Module):
         return f": pass dict({name}.named_parameters())"
     if hasattr(tree, "__next__"):
         return ": a generator is used up after one pass, pass dict(module.named_parameters())"
     if isinstance(tree, int | float) or hasattr(tree, "__array__"):
-        return f": pass torch.tensor({name})"
+        return f": pass torch.as_tensor({name})"
+    if isinstance(tree, str):
+        return ": of named parameters, pass dict(module.named_parameters())"
     return ""
 
 
@@ -64,6 +79,8 @@ def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
         return function(tree)
     if isinstance(tree, Mapping):
         return {key: tree_map(function, sub) for key, sub in tree.items()}
+    if not isinstance(tree, Sequence) or isinstance(tree, str | bytes):
+        raise VariableError(f"a tree of tensors holds a {type(tree).__name__}")
     parts = [tree_map(function, sub) for sub in tree]
     if hasattr(tree, "_fields"):  # a namedtuple takes its fields one by one
         return type(tree)(*parts)

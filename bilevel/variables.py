@@ -56,7 +56,7 @@ class Level:
         self.dtypes = [leaf.dtype for leaf in self.leaves]
         share_start(self.leaves)
         self.tree = rebuild(tree, self.leaves)
-        self.domains = domains_of_leaves(domain, tree) if pairs else []
+        self.domains = domains_of_leaves(domain, tree, name) if pairs else []
         self.bounded = any(not isinstance(each, Reals) for each in self.domains)
         for label, leaf, each in zip(self.names, self.leaves, self.domains, strict=True):
             each.validate(leaf.detach(), label)

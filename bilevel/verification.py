@@ -71,7 +71,7 @@ def constraint_violation(problem: BilevelProblem, state: State) -> float:
     for level in (state.upper, state.lower):
         for leaf, domain in zip(level.leaves, level.domains, strict=True):
             worst.append(domain.distance(leaf.detach()))
-    return max(worst)
+    return math.nan if any(map(math.isnan, worst)) else max(worst)
 
 
 def _tight_response(problem: BilevelProblem, state: State, exact_limit: int) -> Response | None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.calculus import gradient
+from bilevel.calculus import Array, gradient
+from bilevel.diagnostics.point import at, require_upper_variable, respond
+from bilevel.errors import NotApplicableError
 from bilevel.evaluation import Evaluation
 from bilevel.outer.value_function import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
+from bilevel.trees import Tree
 
 #: Updates of an approximate response that stand in for the original response.
 _APPROXIMATE_UPDATES = 100
@@ -42,6 +45,54 @@ class Bias:
         return self.omitted / self.direction if self.direction > 0 else float("inf")
 
 
+def bias(problem: BilevelProblem, x: Tree, y: Tree, penalty: float, *, solve: bool = False) -> Bias:
+    r"""PBGD-Free's bias at x, at the cost of one original response.
+
+    The gradient of the penalised value is what PBGD-Free descends along, plus what it omits:
+
+    .. math:: \nabla F_\gamma(x) = \underbrace{\nabla_x f(x, y_\gamma)}_{\text{kept}}
+        + \underbrace{\gamma\,[\nabla_x L_g(x, y_\gamma, \mu_\gamma)
+        - \nabla_x L_g(x, y_g, \mu_g)]}_{\text{omitted}}
+
+    The omitted term need not vanish as γ grows: it tends to the part of the hypergradient that goes
+    through the lower level.
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+        A deterministic problem.
+    x, y : tree of tensors
+        The point, with y the perturbed response :math:`y_\gamma`; it is not changed.
+    penalty : float
+        γ.
+    solve : bool
+        Solve for the perturbed response first, from y. Needed with lower-level constraints, whose
+        multipliers come with it.
+
+    Raises
+    ------
+    NotApplicableError
+        If x is empty, the objectives take batches, y is too large for an exact response, or the
+        lower level has constraints and ``solve`` is false.
+    InfeasibleError, ResponseError
+        If a response does not exist at x, or was not reached.
+
+    References
+    ----------
+    Jiang et al. 2025, arXiv:2507.20400, Proposition 2 (the bias may stay of order one).
+    """
+    if problem.constrained and not solve:
+        raise NotApplicableError(
+            "with lower-level constraints the bias also needs the multipliers of the perturbed "
+            "response: pass solve=True"
+        )
+    with at(problem, x, y, penalty) as state:
+        if solve:
+            evaluation = Evaluation(problem, state)
+            state.perturbed = respond(problem, state, state.response, 1.0 / penalty, evaluation)
+        return measure_bias(problem, state, penalty, state.response)
+
+
 def measure_bias(
     problem: BilevelProblem,
     state: State,
@@ -49,17 +100,29 @@ def measure_bias(
     response: Response,
     batches: tuple[Any, Any] = (None, None),
 ) -> Bias:
-    """The bias at a state's x and y_γ, at the cost of one original response.
+    """The bias at a state's x and y_γ; the state ends as it was."""
+    kept, omitted = gradient_parts(problem, state, penalty, response, batches)
+    return Bias(omitted=float(np.linalg.norm(omitted)), direction=float(np.linalg.norm(kept)))
+
+
+def gradient_parts(
+    problem: BilevelProblem,
+    state: State,
+    penalty: float,
+    response: Response,
+    batches: tuple[Any, Any] = (None, None),
+) -> tuple[Array, Array]:
+    """What PBGD-Free keeps of ∇F_γ and what it omits, at a state's x, y_γ and its multipliers.
 
     The state's variables end as they were; the original response is solved by ``response``, or,
     where that only makes steps, approximated by a hundred updates of it.
     """
+    require_upper_variable(state)
     evaluation = Evaluation(problem, state, *batches)
     perturbed = state.lower.values()
     evaluations_before = state.gradient_evaluations
     with state.lower.frozen():
-        f = evaluation.upper(through_x=True)
-        kept = gradient(f, state.upper.leaves)
+        kept = gradient(evaluation.upper(through_x=True), state.upper.leaves)
     _, slope_perturbed = lagrangian(problem, state, state.perturbed, evaluation)
     track = Track()
     response.start(problem, state, track)
@@ -70,7 +133,4 @@ def measure_bias(
     finally:
         state.lower.assign(perturbed)
         state.gradient_evaluations = evaluations_before
-    return Bias(
-        omitted=float(penalty * np.linalg.norm(slope_perturbed - slope_original)),
-        direction=float(np.linalg.norm(kept)),
-    )
+    return kept, penalty * (slope_perturbed - slope_original)

@@ -16,7 +16,6 @@ _ROUNDING = 1e-13
 _FLAT = 1e-6
 # Negative curvature weaker than this share of the Hessian is not worth a step.
 _SADDLE = 1e-7
-_WEIGHTS = (1.0, 1e2, 1e4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,41 +25,81 @@ class ConvexModel:
     Attributes
     ----------
     matrix : (n, n) array
-        The Hessian, or the Hessian with :math:`\sigma N^\top N` added (N the normals of the working
-        constraints), or with its negative eigenvalues made positive.
-    weight : float
-        :math:`\sigma`; it leaves the Newton step as it is while the working constraints stay
-        active, and moves their multipliers by :math:`\sigma N d`.
+        The Hessian, or the Hessian changed across the working constraints only, or with its
+        negative eigenvalues made positive.
     newton : bool
-        Whether that step is Newton's (``False`` if eigenvalues were changed).
+        Whether its step is Newton's while the working constraints stay active (``False`` if
+        eigenvalues were changed).
+    change : (n, n) array, optional
+        ``matrix`` minus the Hessian, where that acts across the working constraints only.
+    normals : (a, n) array, optional
+        The normals of the working constraints, where there is a ``change``.
     """
 
     matrix: Array
-    weight: float
     newton: bool
+    change: Array | None = None
+    normals: Array | None = None
+
+    def multiplier_shift(self, step: Array) -> Array:
+        r"""What the change adds to the working constraints' multipliers.
+
+        The model's step satisfies :math:`M d + N^\top \mu_M = -\nabla`, Newton's
+        :math:`H d + N^\top \mu = -\nabla`, and :math:`(M - H) d` is in the range of
+        :math:`N^\top`.
+        """
+        assert self.change is not None
+        assert self.normals is not None
+        shift = np.linalg.lstsq(self.normals.T, self.change @ step, rcond=None)[0]
+        return np.asarray(shift, dtype=np.float64)
 
 
 def convexify(hessian: Array, working_normals: Callable[[], Array]) -> ConvexModel:
     r"""Change ``hessian`` as little as a convex model needs.
 
-    A Hessian that is positive definite on the null space of the working constraints' normals (shape
-    ``(a, n)``) is only augmented, which keeps Newton's quadratic convergence at a strict local
-    minimum; any other has its eigenvalues replaced by their absolute values, which descends from a
-    saddle.
+    With Z a basis of the null space of the working constraints' normals (shape ``(a, n)``) and Y of
+    its complement, a Hessian with :math:`Z^\top H Z` positive definite keeps that block and
+    :math:`Z^\top H Y`, so that the Newton step at a strict local minimum stays as it is, and has
+    :math:`Y^\top H Y` replaced by
+
+    .. math:: Y^\top H Z\,(Z^\top H Z)^{-1} Z^\top H Y + |Y^\top H Y|,
+
+    the Schur complement that makes the whole semidefinite. Any other has the eigenvalues of both
+    blocks replaced by their absolute values, which descends from a saddle.
     """
     if _convex(hessian):
-        return ConvexModel(hessian, 0.0, newton=True)
-    largest = float(np.abs(hessian).max())
+        return ConvexModel(hessian, newton=True)
     normals = working_normals()
     if normals.size:
-        unit = largest / float((normals * normals).sum(axis=1).max())
-        for factor in _WEIGHTS:
-            augmented = hessian + factor * unit * (normals.T @ normals)
-            if _positive(augmented, -_FLAT * largest):
-                return ConvexModel(augmented, factor * unit, newton=True)
-    values, vectors = np.linalg.eigh(hessian)
-    values = np.maximum(np.abs(values), _FLAT * np.abs(values).max())
-    return ConvexModel((vectors * values) @ vectors.T, 0.0, newton=False)
+        range_basis, null_basis = _bases(normals)
+        inner = null_basis.T @ hessian @ null_basis
+        values, vectors = np.linalg.eigh(inner)
+        least = len(hessian) * _ROUNDING * float(np.abs(hessian).max())
+        if values.size == 0 or values[0] > least:
+            root = (vectors.T @ (null_basis.T @ hessian @ range_basis)) / np.sqrt(values)[:, None]
+            across = range_basis.T @ hessian @ range_basis
+            wanted = root.T @ root + _absolute(across)
+            change = range_basis @ (wanted - across) @ range_basis.T
+            return ConvexModel(hessian + change, True, change, normals)
+        along = null_basis @ _absolute(inner) @ null_basis.T
+        across = range_basis.T @ hessian @ range_basis
+        return ConvexModel(along + range_basis @ _absolute(across) @ range_basis.T, newton=False)
+    return ConvexModel(_absolute(hessian), newton=False)
+
+
+def _absolute(matrix: Array) -> Array:
+    """The matrix with its eigenvalues' absolute values, floored at a share of the largest."""
+    values, vectors = np.linalg.eigh(matrix)
+    values = np.maximum(np.abs(values), _FLAT * np.abs(values).max(initial=0.0))
+    absolute: Array = (vectors * values) @ vectors.T
+    return absolute
+
+
+def _bases(normals: Array) -> tuple[Array, Array]:
+    """Orthonormal bases of the normals' span and of its complement, as columns."""
+    _, singular, rows = np.linalg.svd(normals)
+    rank = int((singular > 1e-10 * singular.max(initial=0.0)).sum())
+    return rows[:rank].T, rows[rank:].T
 
 
 def negative_curvature(hessian: Array, normals: Array) -> tuple[float, Array] | None:
@@ -72,9 +111,7 @@ def negative_curvature(hessian: Array, normals: Array) -> tuple[float, Array] | 
         return None
     basis = np.eye(hessian.shape[0])
     if normals.size:
-        _, singular, rows = np.linalg.svd(normals)
-        rank = int((singular > 1e-10 * singular.max(initial=0.0)).sum())
-        basis = rows[rank:].T
+        basis = _bases(normals)[1]
     if basis.shape[1] == 0:
         return None
     values, vectors = np.linalg.eigh(basis.T @ hessian @ basis)

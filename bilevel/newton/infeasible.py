@@ -98,8 +98,9 @@ def _least_violation(
     equalities = rows.dual_upper.size - rows.inequalities
     # The multipliers of violated rows, whose curvature leads out where the Jacobian vanishes.
     multipliers = np.where(point.residuals.violations > 0.0, np.sign(point.rows), 0.0)
-    violation = RowProgram(_Violation(rows.program), rows.inequalities, equalities, 1.0)
-    proximal = _PROXIMAL * float(np.abs(point.jacobian).max()) / point.scales.reach
+    slope = float(np.abs(point.jacobian).max())
+    violation = RowProgram(_Violation(rows.program), rows.inequalities, equalities, 1.0, slope)
+    proximal = _PROXIMAL * slope / point.scales.reach
     least = SequentialQuadratic(violation, tolerance, max_iterations, proximal).run(
         violation.point(point.z, multipliers)
     )

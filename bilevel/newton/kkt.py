@@ -70,10 +70,17 @@ class RowProgram:
         Numbers m and p of its constraints; the inequalities are the first rows.
     penalty : float
         :math:`\rho`.
+    least_gradient : float
+        A gradient's magnitude for the scales, where the objective has none.
     """
 
     def __init__(
-        self, program: Program, inequalities: int, equalities: int, penalty: float = math.inf
+        self,
+        program: Program,
+        inequalities: int,
+        equalities: int,
+        penalty: float = math.inf,
+        least_gradient: float = 0.0,
     ) -> None:
         self.program = program
         self.inequalities = inequalities
@@ -88,6 +95,7 @@ class RowProgram:
                 self._near_lower = self.lower + _AT_BOUND * np.maximum(1.0, np.abs(self.lower))
                 self._near_upper = self.upper - _AT_BOUND * np.maximum(1.0, np.abs(self.upper))
         self._first_gradient = 0.0
+        self._least_gradient = max(least_gradient, 1e-300)
 
     @property
     def elastic(self) -> bool:
@@ -116,8 +124,7 @@ class RowProgram:
             _raise_non_finite(e, z)
         multipliers = np.minimum(np.maximum(multipliers, self.dual_lower), self.dual_upper)
         if self._first_gradient == 0.0:
-            first = largest(e.gradient) or float(np.abs(jacobian).max(initial=0.0))
-            self._first_gradient = min(1.0, first)
+            self._first_gradient = min(1.0, largest(e.gradient))
         residuals = self._residuals(z, multipliers, e.gradient, rows, jacobian)
         scales = self._scales(z, multipliers, e.gradient, jacobian)
         return Point(z, multipliers, objective, e.gradient, rows, jacobian, residuals, scales)
@@ -194,7 +201,7 @@ class RowProgram:
             largest(gradient),
             largest(np.abs(multipliers) @ sizes),
             _GRADIENT_FLOOR * self._first_gradient,
-            1e-300,
+            self._least_gradient,
         )
         rows = sizes @ reach
         if rows.size:

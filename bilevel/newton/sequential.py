@@ -23,6 +23,11 @@ _ROUNDING = 1e-14
 _SUFFICIENT_DECREASE = 1e-4
 _CONTRACTION = 0.5
 _HALVINGS = 40
+# Below this fraction of a step, the next model is damped.
+_SHORT = 0.25
+# Factor by which the merit function's weights exceed the multipliers, without which a step on a
+# linear model would not lessen it.
+_MARGIN = 1.1
 # Steps in which the merit function's weights may shrink.
 _DECAYS = 10
 _MERIT_NOISE = 10.0 * float(np.finfo(np.float64).eps)
@@ -75,6 +80,8 @@ class SequentialQuadratic:
     this the S-l1-QP method. After the tolerance is met one more step is taken, which squares the
     error at the price of one linear system.
 
+    Source: Nocedal and Wright, Numerical Optimization (2006), sections 18.3 to 18.5.
+
     Parameters
     ----------
     rows : RowProgram
@@ -86,8 +93,6 @@ class SequentialQuadratic:
     proximal : float
         Added to the diagonal of the model's Hessian. It chooses short steps where there are many
         solutions, and leaves the solutions as they are.
-
-    Source: Nocedal and Wright, Numerical Optimization (2006), sections 18.3 to 18.5.
     """
 
     def __init__(
@@ -123,8 +128,8 @@ class SequentialQuadratic:
         least = np.inf
         iterations = 0
         # minimum: whether the curvature here is known to be a minimum's; settled: whether the
-        # tolerance was met before the last step.
-        minimum = settled = False
+        # tolerance was met before the last step; informed: whether only multipliers were renewed.
+        minimum = settled = informed = False
 
         def stopped(stop: Stop) -> Outcome:
             if error <= self.tolerance:
@@ -154,17 +159,27 @@ class SequentialQuadratic:
             if answer.status == "infeasible":
                 return stopped("inconsistent")
             multipliers = answer.multipliers
-            if model.weight > 0.0:
+            if model.change is not None:
                 multipliers = multipliers.copy()
-                multipliers[working] += model.weight * (point.jacobian[working] @ answer.step)
+                multipliers[working] += model.multiplier_shift(answer.step)[: working.size]
             least = min(least, error)
-            allowed = _CONTRACTION * least if minimum else 0.0
+            allowed = max(self.tolerance, _CONTRACTION * least) if minimum else self.tolerance
             following = self._search(point, scales, program, answer, multipliers, allowed)
             if following is None:
                 if settled and not minimum:
                     continue
-                return stopped("stalled")
+                if settled or informed:
+                    return stopped("stalled")
+                # The constraints' curvature, weighed by the multipliers just found, may be all
+                # that this model lacks (a linear objective over a curved set).
+                informed = True
+                point = rows.point(point.z, multipliers)
+                error = rows.error(point.residuals, point.scales)
+                continue
+            informed = False
             after = rows.error(following.residuals, following.scales.bent(curvature))
+            if after >= error and np.array_equal(following.z, point.z):
+                return stopped("stalled")
             if settled and minimum and after >= error:
                 return stopped("converged")
             if not (settled or _affine(point, following)):
@@ -246,7 +261,7 @@ class SequentialQuadratic:
         rows, step = self.rows, answer.step
         # The model's own multipliers, without those of its convexification, make it descend.
         sizes = np.maximum(np.abs(multipliers), np.abs(answer.multipliers))
-        self._weights = weights = self._raised(sizes)
+        self._weights = weights = self._raised(_MARGIN * sizes)
         violation = float(weights @ point.residuals.violations)
         predicted = float(weights @ rows.violations(point.rows + point.jacobian @ step))
         slope = min(0.0, float(point.gradient @ step) + predicted - violation)
@@ -260,7 +275,7 @@ class SequentialQuadratic:
                 return full
             reached = full.objective + float(weights @ full.residuals.violations)
             if reached <= merit + _SUFFICIENT_DECREASE * slope + noise:
-                self._damping *= 0.1
+                self._adapt_damping(program, step, 1.0)
                 return full
             bend = self._bend(point, program, step, multipliers, full.rows)
         else:
@@ -271,12 +286,21 @@ class SequentialQuadratic:
             objective, values = rows.values(z)
             reached = objective + float(weights @ rows.violations(values))
             if reached < merit and reached <= merit + _SUFFICIENT_DECREASE * t * slope:
-                if t < 0.25:
-                    kappa=float(step@program.hessian@step)/float(step@step)
-                    self._damping = max(10*self._damping, kappa/t)
+                self._adapt_damping(program, step, t)
                 return rows.point(z, point.multipliers + t * (multipliers - point.multipliers))
             t *= 0.5
         return None
+
+    def _adapt_damping(self, program: QuadraticProgram, step: Array, fraction: float) -> None:
+        """Let the next model be steeper if it took a short fraction of the step, else less steep.
+
+        Where curvature changes fast (saturated losses), steps cut short zigzag.
+        """
+        if fraction < _SHORT:
+            curvature = float(step @ program.hessian @ step) / float(step @ step)
+            self._damping = max(10.0 * self._damping, curvature / fraction)
+        elif fraction == 1.0:
+            self._damping *= 0.1
 
     def _raised(self, sizes: Array) -> Array:
         """The merit function's weights for multipliers of these sizes."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: The relaxation's weight against the largest lower-level multiplier seen.
 _ELASTIC_FACTOR = 10.0
-#: Times that the relaxation is tightened within one step.
-_TIGHTENINGS = 4
+#: Weight beyond which multipliers count as unbounded: there is no Slater point.
+_LARGEST_ELASTIC = 1e8
 #: Total violation, relative to the iterate, that the relaxation may leave.
 _SLACK = 1e-8
 
@@ -53,7 +53,7 @@ class SQP(Outer):
         Relative residual of the KKT system at which one step is done.
     """
 
-    max_iterations: int = 100
+    max_iterations: int = 60
     tolerance: float = 1e-10
     needs_exact_response = True
 
@@ -88,19 +88,25 @@ class SQP(Outer):
 
         joint = joint_program(problem, state, objective)
         z = joint.point()
-        for _ in range(_TIGHTENINGS):
+        while True:
             elastic = state.outer_state["elastic"]
             value_function = ValueFunction(problem, state, elastic=elastic)
             program = PenalisedProgram(joint, value_function, penalty, state)
             weight = _ELASTIC_FACTOR * penalty * elastic
             follower = Follower(joint, evaluation, penalty, weight, state)
-            z, slack = minimise_elastic(
-                program, z, weight, self.tolerance, self.max_iterations, follower.settle
-            )
+            try:
+                z, slack = minimise_elastic(
+                    program, z, weight, self.tolerance, self.max_iterations, follower.settle
+                )
+            except ResponseError:  # unbounded below where the relaxation is too weak
+                if elastic >= _LARGEST_ELASTIC:
+                    raise
+                slack = np.inf
             joint.place(z)
             value = value_function()
             tight = slack <= _SLACK * (1.0 + float(np.abs(z).max()))
-            if tight and value.largest_multiplier < 0.9 * elastic:
+            enough = tight and value.largest_multiplier < 0.9 * elastic
+            if enough or elastic >= _LARGEST_ELASTIC:
                 break
             state.outer_state["elastic"] = elastic * _ELASTIC_FACTOR
         state.record["value"] = value.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +11,12 @@ from torch import Tensor
 
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.options import (
+    check_count,
+    check_optimizer_factory,
+    check_positive,
+    check_scheduler_factory,
+)
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
 from bilevel.state import State, Track
@@ -45,14 +52,16 @@ class GradientDescent(Response):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise OptionError(f"inner steps={self.steps!r}, expected an integer >= 1")
+        check_count("GradientDescent steps", self.steps)
         if (self.lr is None) == (self.optimizer is None):
             raise OptionError(
                 "the lower level needs a learning rate: give lower_lr=, or lower_optimizer="
                 "functools.partial(torch.optim.Adam, lr=...), and not both"
             )
         check_rate("lower_lr", self.lr)
+        check_rate("clip_norm", self.clip_norm)
+        check_optimizer_factory("lower_optimizer", self.optimizer)
+        check_scheduler_factory("lower_scheduler", self.scheduler)
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
         """Make the track's optimiser over the lower level's leaves."""
@@ -80,11 +89,11 @@ class GradientDescent(Response):
             for k in range(self.steps):
                 level.clear_gradients()
                 for evaluation in evaluations:
-                    loss = self._loss(evaluation, weight) / len(evaluations)
-                    backward(loss, level, state, _source(weight))
+                    for loss in _losses(evaluation, weight):
+                        backward(loss / len(evaluations), level, state, _source(weight))
                 require_gradients(level, _source(weight))
                 if self.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(level.leaves, self.clip_norm)
+                    level.clip_gradients(self.clip_norm)
                 if state.measuring and k == 0 and weight > 0:
                     state.record["lower_residual"] = level.projected_gradient_norm()
                 optimizer.step()
@@ -92,12 +101,9 @@ class GradientDescent(Response):
         if track.scheduler is not None:
             track.scheduler.step()
 
-    @staticmethod
-    def _loss(evaluation: Evaluation, weight: float) -> Tensor:
-        if weight == 0.0:
-            return evaluation.lower()
-        f, g = evaluation.pair()
-        return weight * f + g
+
+def _losses(evaluation: Evaluation, weight: float) -> Iterable[Tensor]:
+    return [evaluation.lower()] if weight == 0.0 else evaluation.losses(weight, 1.0)
 
 
 def _source(weight: float) -> str:
@@ -105,8 +111,6 @@ def _source(weight: float) -> str:
 
 
 def check_rate(name: str, rate: float | None) -> None:
-    """Refuse a learning rate that is not a positive finite number."""
-    if rate is None:
-        return
-    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise OptionError(f"{name}={rate!r}, expected a positive finite number")
+    """Refuse a learning rate that is given and not a positive finite number."""
+    if rate is not None:
+        check_positive(name, rate)

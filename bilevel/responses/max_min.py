@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import OptionError
-from bilevel.evaluation import Evaluation, backward
+from bilevel.evaluation import Evaluation, backward, require_gradients, require_same_length
+from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.responses.gradient_descent import check_rate
@@ -58,17 +59,15 @@ class MaxMin(Response):
     accelerated: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "primal_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise OptionError(f"MaxMin {name}={value!r}, expected an integer >= 1")
+        check_count("MaxMin steps", self.steps)
+        check_count("MaxMin primal_steps", self.primal_steps)
         if self.lr is None:
             raise OptionError(
                 "first-order steps on a constrained lower level need a step size: give lower_lr=, "
                 "or response=MaxMin(lr=..., dual_lr=...)"
             )
-        check_rate("lr", self.lr)
-        check_rate("dual_lr", self.dual_lr)
+        check_rate("MaxMin lr", self.lr)
+        check_rate("MaxMin dual_lr", self.dual_lr)
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
         """Begin with zero multipliers."""
@@ -101,10 +100,12 @@ class MaxMin(Response):
                     if ahead_mu is not None:
                         c = problem.inequalities(state.x, state.y)
                         assert c is not None
+                        require_same_length("lower_constraints", c, ahead_mu)
                         mu = (ahead_mu + dual_lr * c).clamp_min_(0.0)
                     if ahead_nu is not None:
                         h = problem.equalities(state.x, state.y)
                         assert h is not None
+                        require_same_length("lower_equalities", h, ahead_nu)
                         nu = ahead_nu + dual_lr * h
         track.inequality_multipliers, track.equality_multipliers = mu, nu
 
@@ -126,6 +127,7 @@ class MaxMin(Response):
                 loss = weight * f + g
             loss = loss + evaluation.lagrangian_terms(mu, nu)
             backward(loss / len(evaluations), level, state, "the lower-level Lagrangian")
+        require_gradients(level, "the lower-level Lagrangian")
         if state.measuring and weight > 0:
             state.record["lower_residual"] = level.projected_gradient_norm()
         with torch.no_grad():

@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from bilevel.callbacks import Callback, Record, as_callback
-from bilevel.errors import OptionError, VariableError
+from bilevel.dependence import require_dependence, require_dependence_seen
+from bilevel.errors import OptionError, ProblemError, VariableError
 from bilevel.evaluation import Evaluation, accumulate
+from bilevel.failures import accounted
+from bilevel.options import check_count, described
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
@@ -21,6 +25,7 @@ from bilevel.schedules import Schedule, as_schedule, penalty_at
 from bilevel.solution import Solution
 from bilevel.solvers.choice import choose
 from bilevel.solvers.loop import FEASIBILITY, run_solver
+from bilevel.solvers.parts import check_optimizers, check_parts
 from bilevel.solvers.restarts import best_of
 from bilevel.state import State, Track
 from bilevel.trees import Tree
@@ -71,27 +76,23 @@ class PenaltySolver(ABC):
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_rate("upper_lr", self.upper_lr)
-        check_rate("lower_lr", self.lower_lr)
-        check_rate("clip_norm", self.clip_norm)
+        for name in ("upper_lr", "lower_lr", "clip_norm"):
+            check_rate(name, getattr(self, name))
         if self.penalty is not None:
             as_schedule(self.penalty)
-        for name in ("inner_steps", "accumulate"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise OptionError(f"{name}={value!r}, expected an integer >= 1")
-        for name in ("upper_optimizer", "lower_optimizer", "upper_scheduler", "lower_scheduler"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise OptionError(
-                    f"{name} is a {type(value).__name__}, expected a function that makes one from "
-                    "the leaves, such as functools.partial(torch.optim.Adam, lr=1e-3)"
-                )
+        check_count("accumulate", self.accumulate)
+        if self.inner_steps is not None:
+            check_count("inner_steps", self.inner_steps)
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            raise OptionError(
+                f"autocast={self.autocast!r}, expected torch.bfloat16 or torch.float16"
+            )
+        check_parts(self)
 
     # What a method defines ----------------------------------------------------------------------
 
     #: Whether the method follows the original response y_g beside the perturbed one.
-    tracks_original: bool = True
+    tracks_original: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, problem: BilevelProblem) -> None:
@@ -119,18 +120,31 @@ class PenaltySolver(ABC):
         NotApplicableError, OptionError
             If the method, or an option it needs, does not fit the problem.
         """
+        if not isinstance(problem, BilevelProblem):
+            raise ProblemError(
+                f"the problem is {described(problem)}, expected a BilevelProblem(upper=, lower=)"
+            )
+        if not torch.is_grad_enabled():
+            raise OptionError(
+                "gradients are switched off here: call solve() and step() outside of "
+                "torch.no_grad() and torch.inference_mode()"
+            )
         self.check(problem)
         upper = Level("x", x, problem.upper_domain)
         lower = Level("y", y, problem.lower_domain)
+        _require_distinct(upper, lower)
         response, outer, schedule = choose(self, problem, upper, lower)
         state = State(upper, lower, response, outer, schedule)
         if response.exact or outer.needs_exact_response:
             _work_in_double_precision(problem, state)
+        if response.exact and not problem.uses_batches:
+            require_dependence(problem, state)
         response.start(problem, state, state.perturbed)
         if self.tracks_original:
             state.original = Track(values=lower.values())
             response.start(problem, state, state.original)
         outer.start(problem, state)
+        check_optimizers(state)
         return state
 
     def step(
@@ -147,7 +161,10 @@ class PenaltySolver(ABC):
             self.accumulate,
             lambda upper, lower: Evaluation(problem, state, upper, lower, self.autocast),
         )
-        state.outer.advance(self, problem, state, penalty, evaluations)
+        with accounted(problem, state, evaluations):
+            state.outer.advance(self, problem, state, penalty, evaluations)
+        if state.step == 0 and not state.response.exact:
+            require_dependence_seen(evaluations)
         state.record["penalty"] = penalty
         state.step += 1
         return state
@@ -221,7 +238,9 @@ class PenaltySolver(ABC):
         BilevelError
             One of :mod:`bilevel.errors`, naming what is wrong and what to try.
         """
-        _check_solve_options(max_steps, tolerance, restarts, log_every)
+        _check_solve_options(max_steps, tolerance, restarts, seed, log_every, resume)
+        if not isinstance(callbacks, Sequence):
+            raise OptionError(f"callbacks={callbacks!r}, expected a list: callbacks=[...]")
         options: dict[str, Any] = {
             "max_steps": max_steps,
             "tolerance": tolerance,
@@ -256,6 +275,8 @@ def _work_in_double_precision(problem: BilevelProblem, state: State) -> None:
     try:
         Evaluation(problem, state).pair()
     except RuntimeError as error:
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            raise
         raise VariableError(
             "exact responses need double precision, and the objectives do not take x and y in it "
             f"({error}). Pass x0.double(), y0.double() and the tensors that the objectives use in "
@@ -263,14 +284,30 @@ def _work_in_double_precision(problem: BilevelProblem, state: State) -> None:
         ) from error
 
 
+def _require_distinct(upper: Level, lower: Level) -> None:
+    """Refuse a parameter that both levels would move."""
+    held = {id(leaf): name for leaf, name in zip(upper.leaves, upper.names, strict=True)}
+    for leaf, name in zip(lower.leaves, lower.names, strict=True):
+        if id(leaf) in held:
+            raise VariableError(
+                f"{held[id(leaf)]} and {name} are the same parameter: give it to one level only"
+            )
+
+
 def _check_solve_options(
-    max_steps: int, tolerance: float, restarts: int, log_every: int | None
+    max_steps: int,
+    tolerance: float,
+    restarts: int,
+    seed: int,
+    log_every: int | None,
+    resume: str | Path | None,
 ) -> None:
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise OptionError(f"max_steps={max_steps!r}, expected an integer >= 1")
-    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+    check_count("max_steps", max_steps)
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
         raise OptionError(f"tolerance={tolerance!r}, expected a number >= 0 (0: never converged)")
-    if not isinstance(restarts, int) or restarts < 0:
-        raise OptionError(f"restarts={restarts!r}, expected an integer >= 0")
-    if log_every is not None and (not isinstance(log_every, int) or log_every < 1):
-        raise OptionError(f"log_every={log_every!r}, expected an integer >= 1")
+    check_count("restarts", restarts, least=0)
+    check_count("seed", seed, least=0)
+    if log_every is not None:
+        check_count("log_every", log_every)
+    if not isinstance(resume, str | Path | None):
+        raise OptionError(f"resume={resume!r}, expected the path of a checkpoint")

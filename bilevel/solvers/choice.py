@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bilevel.errors import NotApplicableError, OptionError
+from bilevel.errors import NotApplicableError, OptionError, VariableError
 from bilevel.outer.base import Outer
+from bilevel.outer.difference_of_convex import DifferenceOfConvex
 from bilevel.outer.first_order import FirstOrder
 from bilevel.outer.quasi_newton import QuasiNewton
 from bilevel.outer.sqp import SQP
@@ -30,8 +31,11 @@ def choose(
     solver: PenaltySolver, problem: BilevelProblem, upper: Level, lower: Level
 ) -> tuple[Response, Outer, Schedule]:
     """Response, outer step and penalty schedule for a problem of this size and form."""
-    if not lower.leaves:
-        raise OptionError("y is empty: a bilevel problem needs a lower-level variable")
+    if lower.size == 0:
+        raise VariableError(
+            "y has no entries, and a bilevel problem needs a lower-level variable; only x may be "
+            "empty"
+        )
     response = solver.response or _response(solver, problem, lower)
     outer = solver.outer or _outer(solver, problem, upper, lower, response)
     if outer.needs_exact_response and not response.exact:
@@ -39,6 +43,12 @@ def choose(
             f"{type(outer).__name__} needs exact responses and {type(response).__name__} gives "
             "approximate ones: use Exact(), CvxpyResponse(...) or the problem's own response, or a "
             "first-order outer step (upper_lr=...)"
+        )
+    if problem.uses_batches and isinstance(outer, SQP | DifferenceOfConvex):
+        raise NotApplicableError(
+            f"{type(outer).__name__} is for problems without data, and the objectives take a "
+            "batch: let them hold the whole data set, or use first-order steps (upper_lr=, "
+            "lower_lr=)"
         )
     if solver.penalty is not None:
         schedule = as_schedule(solver.penalty)
@@ -51,6 +61,11 @@ def _response(solver: PenaltySolver, problem: BilevelProblem, lower: Level) -> R
     first_order = (solver.lower_lr, solver.lower_optimizer, solver.inner_steps)
     if any(option is not None for option in first_order):
         if problem.constrained:
+            if solver.lower_optimizer is not None or solver.lower_scheduler is not None:
+                raise NotApplicableError(
+                    "lower-level constraints are kept by plain primal-dual steps: give lower_lr= "
+                    "or response=MaxMin(...), and no lower_optimizer= or lower_scheduler="
+                )
             return MaxMin(steps=solver.inner_steps or 1, lr=solver.lower_lr)
         return GradientDescent(
             steps=solver.inner_steps or 1,

@@ -121,11 +121,15 @@ def run_solver(
         for callback in callbacks:
             callback.on_start(run)
         status = _iterate(run, max_steps, tolerance, callbacks, log_every, bar)
-    except BaseException:
+    except BaseException as error:
         run.failed = True
+        if isinstance(error, NonFiniteError):
+            error.history = run.history
         raise
     finally:
         bar.close()
+        state.upper.clear_gradients()
+        state.lower.clear_gradients()
         for callback in callbacks:
             callback.on_end(run)
     return _conclude(run, status, tolerance)
@@ -144,15 +148,13 @@ def _iterate(
     while state.step < max_steps and not state.finished:
         state.measuring = state.step % log_every == 0 or state.step == max_steps - 1
         count = run.solver.accumulate
-        run.batches = tuple(
+        drawn = [
             run.streams[name].next(count) if name in run.streams else None
             for name in ("upper_batches", "lower_batches")
-        )  # type: ignore[assignment]
-        try:
-            run.solver.step(run.problem, state, *run.batches)
-        except NonFiniteError as error:
-            error.history = run.history
-            raise
+        ]
+        run.solver.step(run.problem, state, *drawn)
+        upper, lower = (each[-1] if count > 1 and each is not None else each for each in drawn)
+        run.batches = (upper, lower)
         bar.advance()
         for callback in callbacks:
             callback.on_step(run)
@@ -207,6 +209,15 @@ def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
     state = run.state
     penalty = penalty_at(state.schedule, max(state.step - 1, 0))
     found = verify(run.problem, state, penalty, run.batches, EXACT_LIMIT)
+    for name, value in (("upper (f)", found.upper_value), ("lower (g)", found.lower_value)):
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value} where the last update, step {state.step - 1}, led to: try a "
+                "smaller learning rate, or domains that keep the variables where it is defined. "
+                "That point is in the error's .state, the way there in its .history",
+                state,
+                run.history,
+            )
     return Solution(
         x=state.upper.result(),
         y=state.lower.result(),
@@ -228,7 +239,7 @@ def _judge(status: Status, found: Residuals, penalty: float, tolerance: float) -
     """The loop's verdict against the residuals that were recomputed."""
     if status is Status.STOPPED:
         return status
-    if found.constraint_violation > FEASIBILITY:
+    if not found.constraint_violation <= FEASIBILITY:  # NaN is no feasibility
         return Status.INFEASIBLE
     if math.isnan(found.stationarity):
         return status

@@ -13,6 +13,7 @@ from bilevel import checkpoints
 from bilevel.diagnostics.bias import measure_bias
 from bilevel.errors import BiasWarning, NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation, backward
+from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.responses.exact import Exact
@@ -66,13 +67,14 @@ class PBGDFree(PenaltySolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bias_every is not None and (
-            not isinstance(self.bias_every, int) or self.bias_every < 1
+        if self.bias_every is not None:
+            check_count("bias_every", self.bias_every)
+        if self.polish is not None and not (
+            isinstance(self.polish, PenaltySolver) and self.polish.tracks_original
         ):
-            raise OptionError(f"bias_every={self.bias_every!r}, expected an integer >= 1")
-        if self.polish is not None and not getattr(self.polish, "tracks_original", False):
             raise OptionError(
-                "polish must be a solver with the full gradient: PBGD(...) or BLOCC(...)"
+                f"polish={self.polish!r}, expected a solver with the full gradient: PBGD(...) or "
+                "BLOCC(...)"
             )
         check_rate("polish_below", self.polish_below)
 

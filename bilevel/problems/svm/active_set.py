@@ -9,6 +9,8 @@ from bilevel.problems.svm.follower import Follower
 from bilevel.problems.svm.program import Array, KKTPoint
 
 
+# A Newton step may overshoot to where the exponentials overflow; the method then gives up.
+@np.errstate(over="ignore", invalid="ignore")
 def active_set_newton(
     follower: Follower, start: KKTPoint, *, tolerance: float, max_iterations: int = 20
 ) -> KKTPoint | None:
@@ -56,8 +58,7 @@ def active_set_newton(
             return None
         z, mu = solution[:width], np.zeros(len(bound))
         mu[active] = solution[width:]
-        with np.errstate(over="ignore", invalid="ignore"):
-            residual = follower.kkt_residual(KKTPoint(z, mu))
+        residual = follower.kkt_residual(KKTPoint(z, mu))
         if residual <= tolerance:
             return KKTPoint(z, np.maximum(mu, 0.0))
         if not np.isfinite(residual):

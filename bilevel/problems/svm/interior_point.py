@@ -43,6 +43,8 @@ class InteriorPoint(NamedTuple):
     residual: float
 
 
+# Far from the solution the exponentials may overflow; such points are rejected as not finite.
+@np.errstate(over="ignore", invalid="ignore")
 def interior_point(
     program: ConvexProgram,
     x: Array,
@@ -95,7 +97,7 @@ def interior_point(
         residual = max(_norm(dual) / size, _norm(primal), _norm(products) / size)
         if residual <= tolerance:
             return InteriorPoint(x, mu, True, iteration, residual)
-        if not size < _DIVERGED:
+        if not (size < _DIVERGED and np.isfinite(residual)):
             return InteriorPoint(x, mu, False, iteration, residual)
 
         try:
@@ -139,8 +141,7 @@ class _NewtonSystem(NamedTuple):
 
 
 def _dual_residual(program: ConvexProgram, x: Array, mu: Array) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _norm(program.gradient(x) - program.adjoint(mu))
+    return _norm(program.gradient(x) - program.adjoint(mu))
 
 
 def _norm(v: Array) -> float:
