@@ -18,6 +18,11 @@ class BatchStream:
 
     The state holds the epoch, the position in it, and the random state with which the epoch began,
     so that a restored stream goes on with the batch that would have come next.
+
+    Attributes
+    ----------
+    last
+        the batch drawn last, ``None`` before the first.
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
@@ -34,6 +39,7 @@ class BatchStream:
         self.name = name
         self.epoch = 0
         self.position = 0
+        self.last: Any = None
         self._random = _random_state(loader)
         self._iterator: Iterator[Any] | None = None
 
@@ -46,18 +52,24 @@ class BatchStream:
     def _one(self) -> Any:
         if self._iterator is None:
             self._begin_epoch()
+        if self._advance():
+            return self.last
+        if self.position == 0:
+            raise OptionError(f"{self.name} yielded no batch in a whole epoch")
+        self.epoch += 1
+        self.position = 0
+        self._iterator = None
+        return self._one()
+
+    def _advance(self) -> bool:
+        """Draw a batch of this epoch, if there is another."""
         assert self._iterator is not None
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            if self.position == 0:
-                raise OptionError(f"{self.name} yielded no batch in a whole epoch") from None
-            self.epoch += 1
-            self.position = 0
-            self._begin_epoch()
-            return self._one()
+        batch = next(self._iterator, _END)
+        if batch is _END:
+            return False
+        self.last = batch
         self.position += 1
-        return batch
+        return True
 
     def _begin_epoch(self) -> None:
         self._random = _random_state(self.loader)
@@ -85,23 +97,22 @@ class BatchStream:
             the loader has other generators, or fewer batches than had been drawn from it.
         """
         found = get_random_state()
-        self.epoch, self.position = saved["epoch"], saved["position"]
-        if self.position > 0:
+        self.epoch, self.position = saved["epoch"], 0
+        if saved["position"] > 0:
             if saved["begin"] is not None:
                 set_random_state(saved["begin"]["global"])
                 self._set_generators(saved["begin"]["generators"])
             self._begin_epoch()
-            self._skip(self.position)
+            self._skip(saved["position"])
         self._set_generators(saved["generators"])
         set_random_state(found)
 
     def _skip(self, count: int) -> None:
-        assert self._iterator is not None
-        for drawn in range(count):
-            if next(self._iterator, _END) is _END:
+        while self.position < count:
+            if not self._advance():
                 raise CheckpointError(
                     f"the saved run had drawn {count} batches of an epoch, and {self.name} ends "
-                    f"after {drawn}: resume with the loader of that run"
+                    f"after {self.position}: resume with the loader of that run"
                 )
 
     def _set_generators(self, states: list[torch.Tensor]) -> None:

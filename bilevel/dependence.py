@@ -18,7 +18,7 @@ def require_dependence(problem: BilevelProblem, state: State) -> None:
     First-order steps notice by the gradients that are missing; where a step only sees values and
     derivatives as arrays, a zero gradient looks like a solution.
     """
-    x, y = state.x, state.y
+    x, y = state.upper.tree, state.lower.tree
     f, g = Evaluation(problem, state).pair(through_x=True)
     constraints = (
         problem.inequalities(x, y), problem.equalities(x, y), problem.upper_inequalities(x, y)

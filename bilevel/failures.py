@@ -149,7 +149,7 @@ def _constraint_counts(problem: BilevelProblem, state: State) -> list[tuple[str,
 
 
 def _constraints(problem: BilevelProblem, state: State) -> dict[str, Tensor]:
-    x, y = state.x, state.y
+    x, y = state.upper.tree, state.lower.tree
     values = {
         "lower_constraints (c)": problem.inequalities(x, y),
         "lower_equalities (h)": problem.equalities(x, y),

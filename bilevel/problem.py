@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bilevel.domains import DomainTree
-from bilevel.errors import ObjectiveError, ProblemError
+from bilevel.errors import ObjectiveError, ProblemError, VariableError
 from bilevel.options import accepts
-from bilevel.trees import Tree
+from bilevel.trees import Tree, tree_map
 
 if TYPE_CHECKING:
     from bilevel.responses.base import Response
@@ -139,9 +139,16 @@ class BilevelProblem:
         )
 
     def features_of(self, x: Tree, batch: Any = None) -> Any:
-        """``features`` at x."""
+        """``features`` at x, a tree of tensors."""
         assert self.features is not None
-        return _call(self.features, "features", x, batch)
+        features = _call(self.features, "features", x, batch)
+        try:
+            return tree_map(lambda tensor: tensor, features)
+        except VariableError as error:
+            raise ObjectiveError(
+                f"features returned what is no tree of tensors: {error}. Return tensors alone; what "
+                "does not depend on x, the objectives can hold themselves"
+            ) from error
 
     def inequalities(self, x: Tree, y: Tree) -> Tensor | None:
         """c(x, y), a 1-d tensor, or ``None`` without such constraints."""

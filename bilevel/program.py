@@ -84,12 +84,12 @@ class LevelProgram:
 
 def lower_inequalities(problem: BilevelProblem, state: State) -> Tensor:
     """c(x, y), then what the lower domain says beyond bounds, as one vector."""
-    return _stack(state.lower, problem.inequalities(state.x, state.y), 0)
+    return _stack(state.lower, problem.inequalities(state.upper.tree, state.lower.tree), 0)
 
 
 def lower_equalities(problem: BilevelProblem, state: State) -> Tensor:
     """h(x, y), then what the lower domain says beyond bounds, as one vector."""
-    return _stack(state.lower, problem.equalities(state.x, state.y), 1)
+    return _stack(state.lower, problem.equalities(state.upper.tree, state.lower.tree), 1)
 
 
 def joint_program(
@@ -98,7 +98,9 @@ def joint_program(
     """The program over (x, y) with the constraints of both levels; the lower level's come first."""
 
     def inequalities() -> Tensor:
-        upper = _stack(state.upper, problem.upper_inequalities(state.x, state.y), 0)
+        upper = _stack(
+            state.upper, problem.upper_inequalities(state.upper.tree, state.lower.tree), 0
+        )
         return torch.cat([lower_inequalities(problem, state), upper])
 
     def equalities() -> Tensor:

@@ -105,13 +105,13 @@ class State:
 
     @property
     def x(self) -> Tree:
-        """The upper variable, in the structure it was given."""
-        return self.upper.tree
+        """The upper variable, in the structure it was given; plain tensors without gradients."""
+        return self.upper.view()
 
     @property
     def y(self) -> Tree:
-        """The lower variable (the perturbed response), in the structure it was given."""
-        return self.lower.tree
+        """The perturbed response y_γ, in the structure of y; plain tensors without gradients."""
+        return self.lower.view()
 
     @contextmanager
     def at_original(self) -> Iterator[Track]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import VariableError
+from bilevel.options import described
 
 Tree: TypeAlias = Any
 
@@ -80,7 +81,7 @@ def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
     if isinstance(tree, Mapping):
         return {key: tree_map(function, sub) for key, sub in tree.items()}
     if not isinstance(tree, Sequence) or isinstance(tree, str | bytes):
-        raise VariableError(f"a tree of tensors holds a {type(tree).__name__}")
+        raise VariableError(f"it holds {described(tree)}")
     parts = [tree_map(function, sub) for sub in tree]
     if hasattr(tree, "_fields"):  # a namedtuple takes its fields one by one
         return type(tree)(*parts)

@@ -66,6 +66,13 @@ class Level:
         """Number of scalar entries."""
         return sum(leaf.numel() for leaf in self.leaves)
 
+    def view(self) -> Tree:
+        """The current values: parameters themselves, plain tensors detached but not copied."""
+        return rebuild(
+            self.tree,
+            [leaf if isinstance(leaf, nn.Parameter) else leaf.detach() for leaf in self.leaves],
+        )
+
     def result(self) -> Tree:
         """The variable for the caller: parameters themselves, copies of plain tensors."""
         return rebuild(

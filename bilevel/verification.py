@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,9 @@ from bilevel.outer.value_function import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program
 from bilevel.responses.base import Response
-from bilevel.responses.exact import Exact
+from bilevel.responses.exact import EXACT_LIMIT, Exact, tightest
 from bilevel.state import State, Track
+from bilevel.variables import Level, unflatten
 
 #: Constraints within this distance of equality count as active.
 _ACTIVE = 1e-6
@@ -35,32 +38,87 @@ class Residuals:
 
 
 def verify(
-    problem: BilevelProblem,
-    state: State,
-    penalty: float,
-    batches: tuple[Any, Any],
-    exact_limit: int,
+    problem: BilevelProblem, state: State, penalty: float, batches: tuple[Any, Any] = (None, None)
 ) -> Residuals:
-    """Residuals at the state's (x, y)."""
+    """Residuals at the state's (x, y), which end as they were.
+
+    The gap is measured against a fresh exact response where the problem is deterministic and has
+    one, else against the tracked y_g on the last batch, and is NaN without either.
+    """
     evaluation = Evaluation(problem, state, *batches)
     with torch.no_grad():
         f, g = (float(value) for value in evaluation.pair())
     violation = constraint_violation(problem, state)
     gap, stationarity = math.nan, float(state.record.get("stationarity", math.nan))
-    if not problem.uses_batches and batches == (None, None):
-        response = _tight_response(problem, state, exact_limit)
-        if response is not None:
-            gap, stationarity = _resolve(problem, state, response, penalty, g, stationarity)
+    response = None if problem.uses_batches else verifying_response(problem, state)
+    if response is not None and batches == (None, None):
+        with suppress(InfeasibleError, ResponseError, NonFiniteError), _restoring(state.lower):
+            value, slope = fresh_value(problem, state, response)
+            gap = g - value
+            stationarity = fresh_stationarity(problem, state, response, penalty, slope)
     elif state.original is not None:
         with torch.no_grad(), state.at_original():
             gap = g - float(evaluation.lower())
     return Residuals(f, g, gap, violation, stationarity)
 
 
+def verifying_response(problem: BilevelProblem, state: State) -> Response | None:
+    """The exact response that residuals rest on; ``None`` where the lower level is too large."""
+    if problem.lower_response is not None and problem.lower_response.exact:
+        return problem.lower_response
+    if state.response.exact and not isinstance(state.response, Exact):
+        return state.response
+    return tightest(state.lower) if state.lower.size <= EXACT_LIMIT else None
+
+
+def fresh_value(problem: BilevelProblem, state: State, response: Response) -> tuple[float, Array]:
+    """v(x) and ∇v(x), the lesser of what y and the tracked y_g lead to; moves y's leaves."""
+    evaluation = Evaluation(problem, state)
+    reached = state.lower.values()
+    starts = [reached]
+    if state.original is not None and state.original.values is not None:
+        starts.append(state.original.values)
+    answers = []
+    for start in starts:
+        state.lower.assign(start)
+        track = Track()
+        response.update(problem, state, track, 0.0, [evaluation])
+        answers.append(lagrangian(problem, state, track, evaluation))
+    state.lower.assign(reached)
+    return min(answers, key=lambda answer: answer[0])
+
+
+def fresh_stationarity(
+    problem: BilevelProblem,
+    state: State,
+    response: Response,
+    penalty: float,
+    value_gradient: Array,
+) -> float:
+    """The ``stationarity`` of a :class:`~bilevel.Solution`; moves y's leaves."""
+    if not state.upper.leaves:
+        return 0.0
+    if problem.upper_constraints is not None:
+        return _kkt_residual(problem, state, penalty, value_gradient)
+    evaluation, track = Evaluation(problem, state), Track()
+    response.update(problem, state, track, 1.0 / penalty, [evaluation])
+    direction = _outer_gradient(problem, state, track, evaluation, penalty)
+    return _projected_norm(state, direction - penalty * value_gradient)
+
+
+@contextmanager
+def _restoring(level: Level) -> Iterator[None]:
+    held = level.values()
+    try:
+        yield
+    finally:
+        level.assign(held)
+
+
 @torch.no_grad()
 def constraint_violation(problem: BilevelProblem, state: State) -> float:
     """Largest of 0, c, |h|, C and the distances of x and y to their domains."""
-    x, y = state.x, state.y
+    x, y = state.upper.tree, state.lower.tree
     worst = [0.0]
     for values in (problem.inequalities(x, y), problem.upper_inequalities(x, y)):
         if values is not None and len(values):
@@ -72,55 +130,6 @@ def constraint_violation(problem: BilevelProblem, state: State) -> float:
         for leaf, domain in zip(level.leaves, level.domains, strict=True):
             worst.append(domain.distance(leaf.detach()))
     return math.nan if any(map(math.isnan, worst)) else max(worst)
-
-
-def _tight_response(problem: BilevelProblem, state: State, exact_limit: int) -> Response | None:
-    if problem.lower_response is not None and problem.lower_response.exact:
-        return problem.lower_response
-    if state.response.exact and not isinstance(state.response, Exact):
-        return state.response
-    if state.lower.size <= exact_limit:
-        return Exact(tolerance=1e-12)
-    return None
-
-
-def _resolve(
-    problem: BilevelProblem,
-    state: State,
-    response: Response,
-    penalty: float,
-    g: float,
-    measured: float,
-) -> tuple[float, float]:
-    """Gap and stationarity from fresh exact responses; the leaves end as they were."""
-    evaluation = Evaluation(problem, state)
-    reached = state.lower.values()
-    starts = [reached] if state.original is None else [reached, state.original.values]
-    try:
-        value, value_gradient = math.inf, np.zeros(0)
-        for start in starts:
-            assert start is not None
-            state.lower.assign(start)
-            track = Track()
-            response.update(problem, state, track, 0.0, [evaluation])
-            found, slope = lagrangian(problem, state, track, evaluation)
-            if found < value:
-                value, value_gradient = found, slope
-        state.lower.assign(reached)
-        if not state.upper.leaves:
-            return g - value, 0.0
-        if problem.upper_constraints is not None:
-            return g - value, _kkt_residual(problem, state, penalty, value_gradient)
-        track = Track()
-        response.update(problem, state, track, 1.0 / penalty, [evaluation])
-        outer = (
-            _outer_gradient(problem, state, track, evaluation, penalty) - penalty * value_gradient
-        )
-        return g - value, _projected_norm(state, outer)
-    except (InfeasibleError, ResponseError, NonFiniteError):
-        return math.nan, measured
-    finally:
-        state.lower.assign(reached)
 
 
 def _outer_gradient(
@@ -136,7 +145,6 @@ def _outer_gradient(
 
 
 def _projected_norm(state: State, outer: Array) -> float:
-    from bilevel.variables import unflatten
 
     level = state.upper
     level.clear_gradients()

@@ -356,8 +356,8 @@ class TestVariables:
         assert trained.parts["outer"] == "SQP"
         assert trained.x is x
         assert trained.y is y
-        assert float(x) == float(plain.x) != float(x0)
-        assert float(y) == float(plain.y)
+        assert x.item() == plain.x.item() != x0.item()
+        assert y.item() == plain.y.item()
 
     @pytest.mark.parametrize("empty", [(), None, {}])
     @pytest.mark.parametrize("method", ["value-function-free", "alternating"])
@@ -424,16 +424,16 @@ class TestMemory:
             assert storages.besides([y, leaf, leaf.grad]) == copies
 
     @pytest.mark.parametrize(
-        "solver",
+        ("solver", "count"),
         [
-            *METHODS.values(),
-            BLOCC(
-                penalty=PENALTY, upper_lr=0.01, response=MaxMin(steps=1, lr=0.1, dual_lr=0.1)
-            ),
+            (METHODS["value-function-free"], 2000),
+            (METHODS["alternating"], 500),
+            (METHODS["joint"], 500),
+            (BLOCC(penalty=PENALTY, upper_lr=0.01, response=MaxMin(steps=1, lr=0.1)), 500),
         ],
         ids=[*METHODS, "single-loop blocc"],
-    )  # fmt: skip
-    def test_memory_does_not_grow_over_two_thousand_steps(self, solver):
+    )
+    def test_memory_does_not_grow_with_the_steps(self, solver, count):
         constraints = (lambda x, y: y - 1.0 - x) if isinstance(solver, BLOCC) else None
         problem = BilevelProblem(
             upper=lambda x, y: (x**2).sum() + (y * x).sum() ** 2,
@@ -455,10 +455,10 @@ class TestMemory:
         held()
         steps(20)
         tensors, blocks = held()
-        steps(2000)
+        steps(count)
         tensors_later, blocks_later = held()
         assert tensors_later == tensors
-        assert blocks_later - blocks < 100  # one more object a step would be thousands
+        assert blocks_later - blocks < 100  # fewer than one a step
 
 
 TOY = BilevelProblem(upper=lambda x, y: x**2 + y**2, lower=lambda x, y: (y - x - 1) ** 2)
@@ -486,13 +486,9 @@ class TestCallbacks:
 
     def test_early_stopping_waits_for_its_patience(self):
         whole = run_toy(steps=400)
-        best = whole.history["upper"].expanding().min()
-        improved = best.diff().fillna(-1.0) < -1e-3
         solution = run_toy(steps=400, callbacks=[EarlyStopping(patience=5, min_delta=1e-3)])
         assert solution.status is Status.STOPPED
-        # The first record after which five in a row improved by less than min_delta on the best.
-        assert solution.steps == first_pause(whole.history["upper"], 5, 1e-3)
-        assert improved.any()
+        assert solution.steps == first_pause(whole.history["upper"], 5, 1e-3) < 400
 
     def test_early_stopping_names_an_unknown_quantity(self):
         with pytest.raises(OptionError, match=r"monitors 'accuracy'.*upper"):
@@ -544,7 +540,7 @@ class TestCallbacks:
             run_toy(callbacks=[Checkpoint(tmp_path)])
 
     def test_what_is_no_callback_is_refused(self):
-        with pytest.raises(BilevelError, match="a callback is .*str|a callback is .*print"):
+        with pytest.raises(BilevelError, match="a callback is"):
             run_toy(callbacks=["print"])
 
 
@@ -568,6 +564,7 @@ class StopsAt(Callback):
 
 
 def first_pause(values, patience, min_delta):
+    """The first step with so many records in a row that improve by less on the best."""
     best, waited = float("inf"), 0
     for step, value in enumerate(values, start=1):
         if value < best - min_delta:

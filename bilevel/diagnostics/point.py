@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from bilevel.errors import NotApplicableError, VariableError
 from bilevel.evaluation import Evaluation
 from bilevel.outer import QuasiNewton
 from bilevel.problem import BilevelProblem
 from bilevel.responses import Exact, Response
+from bilevel.responses.exact import EXACT_LIMIT, tightest
 from bilevel.schedules import Constant
 from bilevel.state import State, Track
 from bilevel.trees import Tree
 from bilevel.variables import Level
-
-#: Relative KKT residual of the responses that measurements rest on, ...
-_TOLERANCE = 1e-12
-#: ... or this many rounding units of y, where that is more.
-_ROUNDING_UNITS = 100.0
 
 
 @contextmanager
@@ -74,16 +68,13 @@ def exact_response(lower: Level) -> Exact:
     NotApplicableError
         y has too many entries for dense second derivatives.
     """
-    from bilevel.solvers.choice import EXACT_LIMIT  # here: the solvers import this package
-
     if lower.size > EXACT_LIMIT:
         raise NotApplicableError(
             f"y has {lower.size} entries, and exact responses use dense second derivatives in y, "
             f"up to {EXACT_LIMIT} entries: give the problem an exact lower_response=, or measure a "
             "smaller instance"
         )
-    precision = max(torch.finfo(leaf.dtype).eps for leaf in lower.leaves)
-    return Exact(tolerance=max(_TOLERANCE, _ROUNDING_UNITS * precision))
+    return tightest(lower)
 
 
 def require_upper_variable(state: State) -> None:

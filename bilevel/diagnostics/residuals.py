@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-from bilevel.diagnostics.point import at, require_upper_variable, respond
-from bilevel.errors import ResponseError
+from bilevel.diagnostics.point import at, require_upper_variable
 from bilevel.evaluation import Evaluation
 from bilevel.problem import BilevelProblem
 from bilevel.trees import Tree
-from bilevel.verification import verify
+from bilevel.verification import fresh_stationarity, fresh_value
 
 
 def lower_gap(problem: BilevelProblem, x: Tree, y: Tree) -> float:
@@ -37,10 +34,8 @@ def lower_gap(problem: BilevelProblem, x: Tree, y: Tree) -> float:
         If the objectives take batches, or y is too large for an exact response.
     """
     with at(problem, x, y) as state:
-        evaluation = Evaluation(problem, state)
-        g = float(evaluation.lower().detach())
-        respond(problem, state, state.response, 0.0, evaluation)
-        return g - float(evaluation.lower().detach())
+        g = float(Evaluation(problem, state).lower().detach())
+        return g - fresh_value(problem, state, state.response)[0]
 
 
 def stationarity(problem: BilevelProblem, x: Tree, y: Tree, penalty: float) -> float:
@@ -71,12 +66,5 @@ def stationarity(problem: BilevelProblem, x: Tree, y: Tree, penalty: float) -> f
     """
     with at(problem, x, y, penalty) as state:
         require_upper_variable(state)
-        found = verify(problem, state, penalty, (None, None), state.lower.size).stationarity
-        if math.isnan(found):  # a failed response, whose own error says more
-            evaluation = Evaluation(problem, state)
-            for weight in (0.0, 1.0 / penalty):
-                respond(problem, state, state.response, weight, evaluation)
-            raise ResponseError(
-                "the responses at x could not be solved from y: start from a y nearer to them"
-            )
-        return found
+        _, slope = fresh_value(problem, state, state.response)
+        return fresh_stationarity(problem, state, state.response, penalty, slope)

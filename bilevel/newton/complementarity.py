@@ -100,8 +100,10 @@ class ComplementaritySystem:
         self.matrix[n:, :n] = jacobian
         self.matrix[:n, n:] = jacobian.T
         self.offset = np.concatenate((program.gradient, program.residual)) * scale
-        self.lower = np.concatenate((program.lower, program.dual_lower)) / scale
-        self.upper = np.concatenate((program.upper, program.dual_upper)) / scale
+        lower = np.concatenate((program.lower, program.dual_lower))
+        upper = np.concatenate((program.upper, program.dual_upper))
+        self._bounds = lower, upper
+        self.lower, self.upper = lower / scale, upper / scale
         self._sign = np.ones(n + k)
         self._sign[n:] = -1.0
         self._pinned = self.lower == self.upper
@@ -113,8 +115,10 @@ class ComplementaritySystem:
         return np.concatenate((step, multipliers)) / self._scale
 
     def unscaled(self, unknown: Array) -> tuple[Array, Array]:
-        """The step and the multipliers of an unknown w, inside their intervals."""
+        """The step and the multipliers of an unknown w; those at a bound are exactly there."""
         w = unknown * self._scale
+        w = np.where(unknown <= self.lower, self._bounds[0], w)
+        w = np.where(unknown >= self.upper, self._bounds[1], w)
         return w[: self.size], w[self.size :]
 
     def active_set(self, unknown: Array, interior: bool = False) -> ActiveSet:

@@ -212,16 +212,16 @@ class SequentialQuadratic:
         self, point: Point, model: ConvexModel
     ) -> tuple[QuadraticProgram, QuadraticAnswer]:
         """Solve the quadratic model, with a proximal term where it is unbounded."""
-        identity = np.eye(point.z.size)
         weight = self.proximal + self._damping
-        matrix = model.matrix + weight * identity if weight else model.matrix
+        matrix = model.matrix + weight * np.eye(point.z.size) if weight else model.matrix
         program = self.rows.quadratic(point, matrix)
         answer = solve_quadratic(program, point.multipliers)
         self._interior_point_solves += answer.interior
         proximal = largest(point.gradient) / point.scales.reach
         while answer.status == "unbounded":
             self._check_ray(point, answer.step)
-            program = dataclasses.replace(program, hessian=matrix + proximal * identity)
+            steeper = matrix + proximal * np.eye(point.z.size)
+            program = dataclasses.replace(program, hessian=steeper)
             answer = solve_quadratic(program, point.multipliers)
             self._interior_point_solves += answer.interior
             proximal *= 100.0
@@ -259,6 +259,11 @@ class SequentialQuadratic:
         at most ``allowed``.
         """
         rows, step = self.rows, answer.step
+        full = self._evaluated(self._moved(point.z, step), multipliers)
+        if full is not None and rows.error(full.residuals, scales) <= allowed:
+            self._damping = 0.0
+            return full
+
         # The model's own multipliers, without those of its convexification, make it descend.
         sizes = np.maximum(np.abs(multipliers), np.abs(answer.multipliers))
         self._weights = weights = self._raised(_MARGIN * sizes)
@@ -267,19 +272,13 @@ class SequentialQuadratic:
         slope = min(0.0, float(point.gradient @ step) + predicted - violation)
         merit = point.objective + violation
         noise = _MERIT_NOISE * (abs(point.objective) + float(weights @ scales.rows))
-
-        full = self._evaluated(self._moved(point.z, step), multipliers)
+        bend = np.zeros_like(step)
         if full is not None:
-            if rows.error(full.residuals, scales) <= allowed:
-                self._damping = 0.0
-                return full
             reached = full.objective + float(weights @ full.residuals.violations)
             if reached <= merit + _SUFFICIENT_DECREASE * slope + noise:
                 self._adapt_damping(program, step, 1.0)
                 return full
             bend = self._bend(point, program, step, multipliers, full.rows)
-        else:
-            bend = np.zeros_like(step)
         t = 1.0 if bend.any() else 0.5
         for _ in range(_HALVINGS):
             z = self._moved(point.z, t * step + t * t * bend)
@@ -333,8 +332,9 @@ class SequentialQuadratic:
         return np.zeros_like(step)
 
     def _moved(self, z: Array, step: Array) -> Array:
-        moved: Array = np.minimum(np.maximum(z + step, self.rows.lower), self.rows.upper)
-        return moved
+        lower, upper = self.rows.lower, self.rows.upper
+        moved = np.where(step <= lower - z, lower, z + step)  # z + (lower - z) may miss by rounding
+        return np.where(step >= upper - z, upper, moved)
 
     def _leave_saddle(self, point: Point) -> Point | None:
         """A point of less merit along negative curvature; ``None`` if there is none."""

@@ -66,7 +66,7 @@ class FirstOrder(Outer):
             if self.scheduler is not None:
                 state.upper_scheduler = self.scheduler(state.upper_optimizer)
         if problem.upper_constraints is not None:
-            values = problem.upper_inequalities(state.x, state.y)
+            values = problem.upper_inequalities(state.upper.tree, state.lower.tree)
             assert values is not None
             state.outer_state["upper_multipliers"] = torch.zeros_like(values.detach())
             state.outer_state["upper_constraint_penalty"] = UPPER_CONSTRAINT_PENALTY
@@ -101,7 +101,7 @@ class FirstOrder(Outer):
         if multipliers is None:
             return
         with torch.no_grad():
-            values = problem.upper_inequalities(state.x, state.y)
+            values = problem.upper_inequalities(state.upper.tree, state.lower.tree)
             assert values is not None
             rho = state.outer_state["upper_constraint_penalty"]
             state.outer_state["upper_multipliers"] = (multipliers + rho * values).clamp_min(0.0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel.calculus import Array, gradient, hessian, jacobian
@@ -15,8 +18,10 @@ from bilevel.program import lower_equalities, lower_inequalities
 from bilevel.responses.exact import Exact
 from bilevel.state import State, Track
 
-#: A multiplier above this share of the largest makes its constraint strongly active.
-_ACTIVE = 1e-9
+Mask: TypeAlias = NDArray[np.bool_]
+
+#: Multipliers below this share of the largest count as zero.
+_ZERO = 1e-9
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class ValueFunction:
         self.problem = problem
         self.state = state
         self.evaluation = Evaluation(problem, state)
+        self.elastic = elastic
         self.response = state.response if elastic is None else Exact(elastic=elastic)
         self._last: tuple[bytes, Value] | None = None
 
@@ -96,15 +102,23 @@ class ValueFunction:
         """
         self()
         state = self.state
+        n = state.upper.size
         with state.at_original() as track:
             leaves = state.upper.leaves + state.lower.leaves
-            total = self.evaluation.lower(through_x=True) + self.evaluation.lagrangian_terms(
-                track.inequality_multipliers, track.equality_multipliers
-            )
+            mu, nu = track.inequality_multipliers, track.equality_multipliers
+            c, h = lower_inequalities(self.problem, state), lower_equalities(self.problem, state)
+            total = self.evaluation.lower(through_x=True)
+            for multipliers, values in ((mu, c), (nu, h)):
+                if multipliers is not None:
+                    total = total + torch.dot(multipliers, values)
             second = hessian(total, leaves)
-            active = self._active_jacobian(track, leaves)
-            free = self._free_entries()
-        n = state.upper.size
+            active = np.concatenate(
+                [
+                    jacobian(c, leaves)[self._strongly_active(mu, len(c))],
+                    jacobian(h, leaves)[self._unsaturated(nu, len(h))],
+                ]
+            )
+            free = self._free_entries(gradient(total, state.lower.leaves))
         coupling = np.concatenate([second[n:, :n][free], active[:, :n]])
         rows = active[:, n:][:, free]
         zeros = np.zeros((len(rows), len(rows)))
@@ -116,27 +130,28 @@ class ValueFunction:
         symmetric: Array = 0.5 * (inner + inner.T)
         return symmetric
 
-    def _active_jacobian(self, track: Track, leaves: list[Tensor]) -> Array:
-        parts = []
-        ceiling = getattr(self.response, "elastic", None) or np.inf
-        for multipliers, values in (
-            (track.inequality_multipliers, lower_inequalities(self.problem, self.state)),
-            (track.equality_multipliers, lower_equalities(self.problem, self.state)),
-        ):
-            if multipliers is None:
-                continue
-            sizes = np.abs(multipliers.cpu().numpy())
-            inside = (sizes > _ACTIVE * sizes.max(initial=1.0)) & (sizes < ceiling * (1 - 1e-9))
-            parts.append(jacobian(values, leaves)[inside])
-        return (
-            np.concatenate(parts) if parts else np.zeros((0, sum(leaf.numel() for leaf in leaves)))
-        )
+    def _strongly_active(self, mu: Tensor | None, count: int) -> Mask:
+        if mu is None:
+            return np.zeros(count, dtype=bool)
+        sizes = mu.cpu().numpy()
+        strong: Mask = self._unsaturated(mu, count) & (sizes > _ZERO * sizes.max(initial=1.0))
+        return strong
 
-    def _free_entries(self) -> np.ndarray:
+    def _unsaturated(self, multipliers: Tensor | None, count: int) -> Mask:
+        """Constraints that are not violated at the relaxation's full price."""
+        if multipliers is None or self.elastic is None:
+            return np.ones(count, dtype=bool)
+        unsaturated: Mask = np.abs(multipliers.cpu().numpy()) < self.elastic * (1.0 - _ZERO)
+        return unsaturated
+
+    def _free_entries(self, reduced: Array) -> Mask:
+        """Entries of y that no bound holds; ``reduced`` is the gradient of the Lagrangian there."""
         low, high = self.state.lower.bounds()
         y = self.state.lower.vector()
         slack = 1e-12 * np.maximum(1.0, np.abs(y))
-        return (y > low + slack) & (y < high - slack)
+        pressing = np.abs(reduced) > _ZERO * np.abs(reduced).max(initial=1.0)
+        held: Mask = ((y <= low + slack) | (y >= high - slack)) & (pressing | (low == high))
+        return ~held
 
 
 def lagrangian(

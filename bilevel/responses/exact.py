@@ -16,6 +16,12 @@ from bilevel.problem import BilevelProblem
 from bilevel.program import LevelProgram, lower_equalities, lower_inequalities
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
+from bilevel.variables import Level
+
+#: Largest lower level, in entries, that is solved with dense second derivatives unless asked.
+EXACT_LIMIT = 1000
+#: Rounding units of y that the tightest response allows itself.
+_ROUNDING_UNITS = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,12 @@ class Exact(Response):
             like = level.leaves[0]
             track.inequality_multipliers = torch.from_numpy(answer.mu).to(like.device, like.dtype)
             track.equality_multipliers = torch.from_numpy(answer.nu).to(like.device, like.dtype)
+
+
+def tightest(level: Level) -> Exact:
+    """The exact response that answers are verified with, as tight as y's precision allows."""
+    precision = max(torch.finfo(leaf.dtype).eps for leaf in level.leaves)
+    return Exact(tolerance=max(1e-12, _ROUNDING_UNITS * precision))
 
 
 def _array(multipliers: Tensor | None) -> Array | None:

@@ -71,8 +71,8 @@ class MaxMin(Response):
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
         """Begin with zero multipliers."""
-        c = problem.inequalities(state.x, state.y)
-        h = problem.equalities(state.x, state.y)
+        c = problem.inequalities(state.upper.tree, state.lower.tree)
+        h = problem.equalities(state.upper.tree, state.lower.tree)
         track.inequality_multipliers = None if c is None else torch.zeros_like(c.detach())
         track.equality_multipliers = None if h is None else torch.zeros_like(h.detach())
 
@@ -98,12 +98,12 @@ class MaxMin(Response):
                 last_mu, last_nu = mu, nu
                 with torch.no_grad():
                     if ahead_mu is not None:
-                        c = problem.inequalities(state.x, state.y)
+                        c = problem.inequalities(state.upper.tree, state.lower.tree)
                         assert c is not None
                         require_same_length("lower_constraints", c, ahead_mu)
                         mu = (ahead_mu + dual_lr * c).clamp_min_(0.0)
                     if ahead_nu is not None:
-                        h = problem.equalities(state.x, state.y)
+                        h = problem.equalities(state.upper.tree, state.lower.tree)
                         assert h is not None
                         require_same_length("lower_equalities", h, ahead_nu)
                         nu = ahead_nu + dual_lr * h

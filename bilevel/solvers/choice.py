@@ -12,7 +12,7 @@ from bilevel.outer.quasi_newton import QuasiNewton
 from bilevel.outer.sqp import SQP
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
-from bilevel.responses.exact import Exact
+from bilevel.responses.exact import EXACT_LIMIT, Exact
 from bilevel.responses.gradient_descent import GradientDescent
 from bilevel.responses.max_min import MaxMin
 from bilevel.schedules import Schedule, as_schedule
@@ -21,8 +21,6 @@ from bilevel.variables import Level
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
 
-#: Largest lower level, in entries, that is solved with dense second derivatives unless asked.
-EXACT_LIMIT = 1000
 #: Largest problem, in entries of both levels, whose outer step is an SQP step unless asked.
 SQP_LIMIT = 100
 

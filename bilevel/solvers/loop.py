@@ -20,7 +20,6 @@ from bilevel.problem import BilevelProblem
 from bilevel.progress import ProgressBar
 from bilevel.schedules import penalty_at, settled
 from bilevel.solution import Solution, Status
-from bilevel.solvers.choice import EXACT_LIMIT
 from bilevel.state import State
 from bilevel.variables import global_norm
 from bilevel.verification import Residuals, constraint_violation, verify
@@ -208,7 +207,7 @@ def _size(state: State) -> float:
 def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
     state = run.state
     penalty = penalty_at(state.schedule, max(state.step - 1, 0))
-    found = verify(run.problem, state, penalty, run.batches, EXACT_LIMIT)
+    found = verify(run.problem, state, penalty, run.batches)
     for name, value in (("upper (f)", found.upper_value), ("lower (g)", found.lower_value)):
         if not math.isfinite(value):
             raise NonFiniteError(

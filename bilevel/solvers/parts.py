@@ -88,7 +88,7 @@ def _check_optimizer(name: str, optimizer: Any, level: Level) -> None:
         raise OptionError(
             f"{name}_optimizer made {described(optimizer)}, expected a torch.optim.Optimizer"
         )
-    if not accepts(optimizer.step, 0):
+    if not accepts(type(optimizer).step, 1):  # the instance's may be wrapped by a scheduler
         raise OptionError(
             f"{name}_optimizer made {described(optimizer)}, whose step() needs a closure, and the "
             "gradients are taken here: use one whose step() takes none, such as torch.optim.Adam"

@@ -16,12 +16,11 @@ from bilevel.evaluation import Evaluation, backward
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
-from bilevel.responses.exact import Exact
+from bilevel.responses.exact import EXACT_LIMIT, Exact
 from bilevel.responses.gradient_descent import check_rate
 from bilevel.schedules import penalty_at
 from bilevel.solution import Solution, Status
 from bilevel.solvers.base import PenaltySolver
-from bilevel.solvers.choice import EXACT_LIMIT
 from bilevel.state import State
 from bilevel.trees import Tree
 
