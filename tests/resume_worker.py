@@ -17,12 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # optimisers import it at their first step
 from networks import batches, classification, network
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from toys import coupled_toy, scalar, value_function_toy
 
-from bilevel import BLOCC, PBGD, BilevelProblem, Exact, MaxMin, PBGDFree, QuasiNewton, Solution
-from bilevel import checkpoints
+from bilevel import (
+    BLOCC,
+    PBGD,
+    BilevelProblem,
+    Exact,
+    MaxMin,
+    PBGDFree,
+    QuasiNewton,
+    Solution,
+    checkpoints,
+)
 from bilevel.callbacks import Callback, Checkpoint, EarlyStopping
 from bilevel.schedules import Geometric
 
@@ -134,9 +144,7 @@ def polished() -> Callable[..., Solution]:
     """Killed while the second solver is at work."""
     problem, x0, y0 = quadratic()
     polish = PBGD(penalty=4.0, upper_lr=0.01, lower_lr=0.1)
-    solver = PBGDFree(
-        penalty=4.0, upper_lr=0.01, lower_lr=0.1, polish=polish, polish_below=1e3
-    )
+    solver = PBGDFree(penalty=4.0, upper_lr=0.01, lower_lr=0.1, polish=polish, polish_below=1e3)
     return partial(solver.solve, problem, x0, y0)
 
 
@@ -145,7 +153,7 @@ def early_stopping() -> Callable[..., Solution]:
     solve = PBGD(penalty=4.0, upper_lr=0.01, lower_lr=0.1).solve
 
     def stopping(callbacks: list[Callback], **options: Any) -> Solution:
-        patient = EarlyStopping("upper", patience=12, min_delta=10.0)
+        patient = EarlyStopping("upper", patience=6, min_delta=10.0)
         return solve(problem, x0, y0, callbacks=[*callbacks, patient], **options)
 
     return stopping

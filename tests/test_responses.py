@@ -1,0 +1,235 @@
+"""Exact, CVXPY and own responses, and the outer steps that rest on them (float64)."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from quadratics import random_quadratic
+from toys import coupled_toy, positive_toy, scalar
+
+from bilevel import (
+    BLOCC,
+    PBGD,
+    SQP,
+    Ball,
+    BilevelProblem,
+    Box,
+    CvxpyResponse,
+    DifferenceOfConvex,
+    Exact,
+    QuasiNewton,
+    Simplex,
+)
+from bilevel.errors import InfeasibleError, NotApplicableError, OptionError
+from bilevel.schedules import Constant, Geometric
+
+
+def respond(problem, x, y, response, penalty=10.0):
+    """The state of a first-order BLOCC after its responses at x; x hardly moves."""
+    solver = BLOCC(penalty=penalty, response=response, upper_lr=1e-12)
+    state = solver.init(problem, x, y)
+    return solver.step(problem, state)
+
+
+def quadratic_in_cvxpy(instance):
+    n, d = len(instance.x_star), len(instance.y_star)
+    x, y = cp.Parameter(n), cp.Variable(d)
+    lower = 0.5 * cp.quad_form(y, cp.psd_wrap(instance.Q)) + y @ (instance.R @ x + instance.q)
+    return CvxpyResponse(
+        lower=lower,
+        upper=0.5 * cp.sum_squares(y - instance.b),
+        parameters=[x],
+        variables=[y],
+        inequalities=[instance.A @ y + instance.B @ x <= instance.e],
+        solver=cp.CLARABEL,
+        solver_options={"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11},
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cvxpy_and_exact_responses_agree_with_multipliers(seed):
+    instance = random_quadratic(seed, 3, 5, 4)
+    x, y = torch.from_numpy(instance.x_star), torch.zeros(5, dtype=torch.float64)
+    exact = respond(instance.problem, x, y, Exact())
+    other = respond(instance.problem, x, y, quadratic_in_cvxpy(instance))
+    np.testing.assert_allclose(exact.original.values[0], instance.y_star, atol=1e-9)
+    np.testing.assert_allclose(exact.original.inequality_multipliers, instance.mu_star, atol=1e-9)
+    np.testing.assert_allclose(other.original.values[0], instance.y_star, atol=1e-6)
+    np.testing.assert_allclose(other.original.inequality_multipliers, instance.mu_star, atol=1e-5)
+    np.testing.assert_allclose(other.y, exact.y, atol=1e-6)
+
+
+def test_cvxpy_equality_multiplier_has_the_sign_of_left_minus_right():
+    # g = ½ y², h = y - x: y = x and ν = -x, so ∇v = -ν = x.
+    problem = BilevelProblem(
+        upper=lambda x, y: ((x - 1) ** 2 + y**2).sum(),
+        lower=lambda x, y: 0.5 * (y**2).sum(),
+        lower_equalities=lambda x, y: y - x,
+    )
+    x, y = cp.Parameter(1), cp.Variable(1)
+    response = CvxpyResponse(
+        lower=0.5 * cp.sum_squares(y),
+        upper=cp.sum_squares(y),
+        parameters=[x],
+        variables=[y],
+        equalities=[y == x],
+    )
+    start = torch.tensor([0.7], dtype=torch.float64)
+    for solver in (BLOCC(response=response), BLOCC(response=response, outer=QuasiNewton())):
+        solution = solver.solve(problem, start, start)
+        assert float(solution.x) == pytest.approx(0.5, abs=1e-5)
+    state = respond(problem, start, start, response)
+    assert float(state.original.equality_multipliers) == pytest.approx(-0.7, abs=1e-7)
+
+
+def test_cvxpy_response_solves_a_problem_with_sqp():
+    instance = random_quadratic(0, 2, 3, 2)
+    solver = BLOCC(response=quadratic_in_cvxpy(instance), outer=QuasiNewton(tolerance=1e-6),
+                   penalty=Geometric(1e2, 1e4, steps=1))  # fmt: skip
+    start = torch.from_numpy(instance.x_star + 0.01)
+    solution = solver.solve(instance.problem, start, torch.zeros(3, dtype=torch.float64))
+    np.testing.assert_allclose(solution.x, instance.x_star, atol=1e-3)
+
+
+def test_cvxpy_response_names_what_does_not_fit():
+    x, y = cp.Parameter(2), cp.Variable(1)
+    response = CvxpyResponse(lower=cp.sum_squares(y), parameters=[x], variables=[y])
+    problem = BilevelProblem(
+        upper=lambda x, y: (x**2 + y**2).sum(), lower=lambda x, y: ((y - x) ** 2).sum()
+    )
+    start = torch.ones(1, dtype=torch.float64)
+    with pytest.raises(OptionError, match=r"parameters of shapes \[\(2,\)\].*x have \[\(1,\)\]"):
+        PBGD(response=response).solve(problem, start, start)
+    fits = CvxpyResponse(lower=cp.sum_squares(y), parameters=[cp.Parameter(1)], variables=[y])
+    with pytest.raises(NotApplicableError, match="upper="):
+        PBGD(response=fits, upper_lr=0.1).solve(problem, start, start)
+
+
+def test_cvxpy_infeasibility_is_named():
+    y = cp.Variable(1)
+    x = cp.Parameter(1)
+    response = CvxpyResponse(
+        lower=cp.sum_squares(y), upper=cp.sum_squares(y), parameters=[x], variables=[y],
+        inequalities=[y <= x, -y <= x],
+    )  # fmt: skip
+    problem = BilevelProblem(
+        upper=lambda x, y: (x**2 + y**2).sum(),
+        lower=lambda x, y: (y**2).sum(),
+        lower_constraints=lambda x, y: torch.cat([y - x, -y - x]),
+    )
+    start = torch.full((1,), -1.0, dtype=torch.float64)
+    with pytest.raises(InfeasibleError, match="no feasible point"):
+        BLOCC(response=response, upper_lr=0.1).solve(problem, start, start)
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        (Simplex(), [0.0, 0.35, 0.65]),
+        (Box(0.0, 0.5), [0.0, 0.5, 0.5]),
+        (Ball(1.0), np.array([-1.0, 0.6, 0.9]) / np.sqrt(1.0 + 0.36 + 0.81)),
+    ],
+    ids=["simplex", "box", "ball"],
+)
+def test_exact_response_keeps_the_lower_domain(domain, expected):
+    target = torch.tensor([-1.0, 0.6, 0.9], dtype=torch.float64)
+    problem = BilevelProblem(
+        upper=lambda x, y: ((x - 1) ** 2).sum() + (y**2).sum(),
+        lower=lambda x, y: ((y - target - 0 * x) ** 2).sum(),
+        lower_domain=domain,
+    )
+    start = torch.full((3,), 1 / 3, dtype=torch.float64)
+    state = respond(problem, torch.zeros(1, dtype=torch.float64), start, Exact())
+    np.testing.assert_allclose(state.original.values[0], expected, atol=1e-9)
+
+
+def test_own_response_takes_part_unchanged():
+    """A problem that knows its response in closed form: y = x with multiplier 2x."""
+
+    class Closed(Exact):
+        calls = 0
+
+        def update(self, problem, state, track, weight, evaluations):
+            type(self).calls += 1
+            super().update(problem, state, track, weight, evaluations)
+
+    toy = coupled_toy(6.0, 0.0)
+    problem = BilevelProblem(
+        upper=toy.upper,
+        lower=toy.lower,
+        lower_constraints=toy.lower_constraints,
+        upper_domain=toy.upper_domain,
+        lower_response=Closed(),
+    )
+    solution = BLOCC().solve(problem, scalar(1.1), scalar(1.1))
+    assert float(solution.x) == pytest.approx(0.98622, abs=1e-4)
+    assert Closed.calls > 0
+    assert solution.parts["response"] == "Closed"
+
+
+def test_difference_of_convex_steps_descend_to_the_global_optimum_of_a_convex_program():
+    # f = (x - 2)² + y², g = ½ y² s.t. y >= 1 - x: jointly convex; y = max(0, 1 - x), optimum x = 2.
+    problem = BilevelProblem(
+        upper=lambda x, y: ((x - 2) ** 2).sum() + (y**2).sum(),
+        lower=lambda x, y: 0.5 * (y**2).sum(),
+        lower_constraints=lambda x, y: 1 - x - y,
+    )
+    start = torch.full((1,), -3.0, dtype=torch.float64)
+    solver = BLOCC(penalty=5.0, outer=DifferenceOfConvex())
+    solution = solver.solve(problem, start, torch.full((1,), 4.0, dtype=torch.float64))
+    assert float(solution.x) == pytest.approx(2.0, abs=1e-6)
+    assert solution.converged
+    assert solution.history["upper"].is_monotonic_decreasing
+
+
+def test_difference_of_convex_step_is_the_closed_form():
+    # f = (x - 1)², g = (y - x)²: v = 0, so the step with ρ minimises f + ρ/2 (x - x_k)².
+    problem = BilevelProblem(
+        upper=lambda x, y: (x - 1) ** 2 + 0 * y, lower=lambda x, y: (y - x) ** 2
+    )
+    solver = PBGD(penalty=3.0, outer=DifferenceOfConvex(proximal=2.0))
+    state = solver.init(problem, scalar(0.0), scalar(0.0))
+    solver.step(problem, state)
+    assert float(state.x) == pytest.approx(0.5, abs=1e-9)
+    solver.step(problem, state)
+    assert float(state.x) == pytest.approx(0.75, abs=1e-9)
+
+
+def test_quasi_newton_keeps_a_box_and_refuses_what_it_cannot_keep():
+    start = (scalar(1.0), scalar(1.0))
+    toy = positive_toy()
+    boxed = BilevelProblem(upper=toy.upper, lower=toy.lower, upper_domain=Box(-2.0, 2.0))
+    solution = PBGD(outer=QuasiNewton()).solve(boxed, *start)
+    assert float(solution.x) == pytest.approx(-2.0, abs=1e-9)
+    assert solution.stationarity < 1e-6
+    ball = BilevelProblem(upper=toy.upper, lower=toy.lower, upper_domain=Ball(2.0))
+    with pytest.raises(NotApplicableError, match=r"boxes only.*Ball"):
+        PBGD(outer=QuasiNewton()).solve(ball, *start)
+
+
+def test_sqp_keeps_a_ball_and_a_simplex_of_x():
+    problem = BilevelProblem(
+        upper=lambda x, y: ((x - 3) ** 2).sum() + (y**2).sum(),
+        lower=lambda x, y: ((y - x) ** 2).sum(),
+        upper_domain=Ball(1.0),
+    )
+    start = torch.zeros(2, dtype=torch.float64)
+    solution = PBGD(outer=SQP()).solve(problem, start, start)
+    np.testing.assert_allclose(solution.x, [2**-0.5, 2**-0.5], atol=1e-5)
+    assert solution.converged
+
+
+def test_upper_constraints_under_first_order_steps_meet_their_multiplier():
+    # min (x - 2)² + y² s.t. y <= 0.5, y = x: x = 0.5 with multiplier 2(2 - 0.5) - 2·0.5 = 2.
+    problem = BilevelProblem(
+        upper=lambda x, y: ((x - 2) ** 2).sum() + (y**2).sum(),
+        lower=lambda x, y: ((y - x) ** 2).sum(),
+        upper_constraints=lambda x, y: y - 0.5,
+    )
+    start = torch.zeros(1, dtype=torch.float64)
+    solver = PBGD(penalty=Constant(1e3), response=Exact(), upper_lr=0.02)
+    solution = solver.solve(problem, start, start, max_steps=2000, tolerance=1e-8)
+    assert float(solution.x) == pytest.approx(0.5, abs=2e-3)
+    assert solution.constraint_violation < 1e-5
