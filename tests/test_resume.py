@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import batches, classification, network
 from resume_worker import ADAM, CASES, deterministic, everything_at_once, loader, quadratic
-from toys import coupled_toy, scalar
 from torch.utils.data import DataLoader, TensorDataset
+from toys import coupled_toy, scalar
 
 from bilevel import BLOCC, PBGD, MaxMin, PBGDFree, checkpoints
 from bilevel.batches import BatchStream
@@ -85,8 +86,8 @@ class TestOwnLoop:
         data = list(zip(batches(1), batches(2), strict=True))
         whole = begin()
         steps(whole, data[:7])
-        saved = torch.save(whole[3].state_dict(), buffer := __import__("io").BytesIO())
-        assert saved is None
+        buffer = io.BytesIO()
+        torch.save(whole[3].state_dict(), buffer)
         steps(whole, data[7:])
         resumed = begin()
         buffer.seek(0)
@@ -144,8 +145,8 @@ class TestStreams:
         set_random_state(random_state)
         assert [restored.next()[0].tolist() for _ in range(9)] == after
         if 0 < drawn <= 6:  # an epoch shows every number once
-            numbers = sum([*before, *after[: 6 - drawn]], [])
-            assert sorted(numbers) == list(range(30))
+            epoch = [*before, *after[: 6 - drawn]]
+            assert sorted(number for batch in epoch for number in batch) == list(range(30))
 
     def test_restoring_leaves_the_global_generators_alone(self):
         stream = BatchStream(loader(1, shuffle=True), "upper_batches")
