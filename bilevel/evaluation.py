@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -202,7 +203,7 @@ def backward(
             + DEPENDENCE_ADVICE
         )
     check = loss.device.type == "cpu" or state.measuring
-    if check and not bool(torch.isfinite(loss.detach())):
+    if check and not math.isfinite(loss.item()):
         raise NonFiniteError(
             f"{source} is {loss.item()} in step {state.step}, before the update of {level.name}",
             state,
@@ -238,8 +239,8 @@ def _check_gradients(level: Level, state: State, source: str) -> None:
     gradients = level.gradients()
     if not gradients:
         return
-    finite = torch.isfinite(torch.stack(torch._foreach_norm([own_shard(g) for g in gradients])))
-    if bool(finite.all()):
+    norms = torch._foreach_norm([own_shard(gradient) for gradient in gradients])
+    if math.isfinite(sum(norms[1:], norms[0]).item()):
         return
     for name, leaf in zip(level.names, level.leaves, strict=True):
         if leaf.grad is not None and not bool(torch.isfinite(own_shard(leaf.grad)).all()):

@@ -156,16 +156,16 @@ def class_weights(net: Network, wrapping: str) -> Any:
 
 
 def plain_tensors(net: Network, wrapping: str) -> Any:
-    """Ridge regression on the labels, with the ridge's logarithms as x."""
+    """Ridge regression, with the ridge's logarithms as x."""
 
     def residual(y: Tensor, batch: Batch) -> Tensor:
-        return (batch[0] @ y.T - batch[1].double()).square().mean()
+        return (batch[0] @ y - batch[1][:, None]).square().mean()
 
     problem = BilevelProblem(
         upper=lambda x, y, batch: residual(y, batch) + 0.01 * (x + 1).square().sum(),
-        lower=lambda x, y, batch: residual(y, batch) + (x.exp() * y.square()).sum(),
+        lower=lambda x, y, batch: residual(y, batch) + (x.exp() @ y.square()).sum(),
     )
-    x, y = torch.zeros(FEATURES).double(), torch.ones(FEATURES, 1).double().T
+    x, y = torch.zeros(FEATURES).double(), torch.ones(2, FEATURES).double().T
     return problem, x + share()[0], y - share()[0]
 
 
