@@ -7,6 +7,7 @@ its wrapper, DDP or ``fully_shard``; those of plain tensors are averaged here.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,6 +58,24 @@ def own_shard(tensor: Tensor) -> Tensor:
 def is_wrapped(leaf: Tensor) -> bool:
     """Whether a network holds the leaf, whose wrapper then keeps it alike on all processes."""
     return isinstance(leaf, nn.Parameter) or is_sharded(leaf)
+
+
+def gathering_modules(leaves: Iterable[Tensor]) -> list[Any]:
+    """The ``fully_shard`` modules that gather these leaves for their forward passes.
+
+    Such a module may keep what it gathered until the next backward pass, so its ``reshard()`` must
+    be called before a leaf is given another value; here that is done a first time.
+    """
+    sharded = {id(leaf) for leaf in leaves if is_sharded(leaf)}
+    if not sharded:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    # A parameter does not know its module, and the user passes none.
+    modules: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), FSDPModule)]
+    for each in modules:
+        each.reshard()
+    return [each for each in modules if any(id(part) in sharded for part in each.parameters())]
 
 
 @torch.no_grad()

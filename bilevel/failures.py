@@ -77,9 +77,9 @@ def _remedy(state: State) -> str:
     ]
     if lost:
         return (
-            f"{', '.join(lost[:4])} had become so in an earlier update, which overflowed or was not "
-            "checked (outside the CPU only logged steps are): lower the learning rate, find the "
-            "step with log_every=1, and resume from a Checkpoint"
+            f"{', '.join(lost[:4])} had become so in an earlier update, which overflowed or was "
+            "not checked (outside the CPU only logged steps are): lower the learning rate, find "
+            "the step with log_every=1, and resume from a Checkpoint"
         )
     return (
         "Try a smaller learning rate or penalty, domains that keep the variables where the "

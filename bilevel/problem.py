@@ -146,8 +146,8 @@ class BilevelProblem:
             return tree_map(lambda tensor: tensor, features)
         except VariableError as error:
             raise ObjectiveError(
-                f"features returned what is no tree of tensors: {error}. Return tensors alone; what "
-                "does not depend on x, the objectives can hold themselves"
+                f"features returned what is no tree of tensors: {error}. Return tensors alone; "
+                "what does not depend on x, the objectives can hold themselves"
             ) from error
 
     def inequalities(self, x: Tree, y: Tree) -> Tensor | None:

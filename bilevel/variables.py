@@ -10,7 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bilevel.distributed import initialized, is_wrapped, own_shard, share_start
+from bilevel.distributed import (
+    gathering_modules,
+    initialized,
+    is_wrapped,
+    own_shard,
+    share_start,
+)
 from bilevel.domains import DomainTree, Reals, domains_of_leaves
 from bilevel.domains.sharding import is_sharded, whole
 from bilevel.errors import VariableError
@@ -55,6 +61,7 @@ class Level:
             raise VariableError(f"{name} names the same parameter twice")
         self.dtypes = [leaf.dtype for leaf in self.leaves]
         share_start(self.leaves)
+        self._gathering = gathering_modules(self.leaves)
         self.tree = rebuild(tree, self.leaves)
         self.domains = domains_of_leaves(domain, tree, name) if pairs else []
         self.bounded = any(not isinstance(each, Reals) for each in self.domains)
@@ -112,16 +119,22 @@ class Level:
     @torch.no_grad()
     def assign(self, values: Sequence[Tensor]) -> None:
         """Copy values into the leaves."""
+        self._reshard()
         for leaf, value in zip(self.leaves, values, strict=True):
             leaf.copy_(value)
 
     @torch.no_grad()
     def swap(self, values: Sequence[Tensor]) -> None:
         """Exchange the leaves' values with another set, one leaf of extra memory at a time."""
+        self._reshard()
         for leaf, value in zip(self.leaves, values, strict=True):
             held = leaf.clone()
             leaf.copy_(value)
             value.copy_(held)
+
+    def _reshard(self) -> None:
+        for module in self._gathering:
+            module.reshard()
 
     @torch.no_grad()
     def project(self) -> None:

@@ -14,6 +14,8 @@ import torch
 from bilevel.calculus import Array, gradient
 from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
 from bilevel.evaluation import Evaluation
+from bilevel.outer.difference_of_convex import DifferenceOfConvex
+from bilevel.outer.first_order import FirstOrder
 from bilevel.outer.value_function import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program
@@ -40,12 +42,14 @@ class Residuals:
 def verify(
     problem: BilevelProblem, state: State, penalty: float, batches: tuple[Any, Any] = (None, None)
 ) -> Residuals:
-    """Residuals at the state's (x, y), which end as they were.
+    """Residuals at the state's (x, y), once y has followed the last step in x.
 
     The gap is measured against a fresh exact response where the problem is deterministic and has
     one, else against the tracked y_g on the last batch, and is NaN without either.
     """
     evaluation = Evaluation(problem, state, *batches)
+    if state.response.exact and isinstance(state.outer, FirstOrder):
+        _follow(problem, state, penalty, evaluation)
     with torch.no_grad():
         f, g = (float(value) for value in evaluation.pair())
     violation = constraint_violation(problem, state)
@@ -95,15 +99,30 @@ def fresh_stationarity(
     penalty: float,
     value_gradient: Array,
 ) -> float:
-    """The ``stationarity`` of a :class:`~bilevel.Solution`; moves y's leaves."""
+    """The ``stationarity`` of a :class:`~bilevel.Solution`; moves y's leaves.
+
+    A difference-of-convex step ends where constraints of (x, y) meet and multipliers need not be
+    unique, so that there, as with upper constraints, those that fit best are found for (x, y).
+    """
     if not state.upper.leaves:
         return 0.0
-    if problem.upper_constraints is not None:
+    if problem.upper_constraints is not None or isinstance(state.outer, DifferenceOfConvex):
         return _kkt_residual(problem, state, penalty, value_gradient)
     evaluation, track = Evaluation(problem, state), Track()
     response.update(problem, state, track, 1.0 / penalty, [evaluation])
     direction = _outer_gradient(problem, state, track, evaluation, penalty)
     return _projected_norm(state, direction - penalty * value_gradient)
+
+
+def _follow(
+    problem: BilevelProblem, state: State, penalty: float, evaluation: Evaluation
+) -> None:
+    """Solve for y_γ where x has come to be; where that fails, y stays, with its residuals."""
+    held = state.lower.values()
+    try:
+        state.response.update(problem, state, state.perturbed, 1.0 / penalty, [evaluation])
+    except (InfeasibleError, ResponseError, NonFiniteError):
+        state.lower.assign(held)
 
 
 @contextmanager

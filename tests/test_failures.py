@@ -253,8 +253,9 @@ def test_a_lower_level_without_a_feasible_point_is_named_with_its_certificate(so
     assert caught.value.certificate.gap > 0
 
 
-def test_first_order_steps_that_end_infeasible_say_so():
-    solution = solve("MaxMin", problem=problem(lower_constraints=nowhere), max_steps=100)
+@pytest.mark.parametrize("solver", CONSTRAINED)
+def test_steps_that_pass_through_infeasible_points_and_end_at_one_say_so(solver):
+    solution = solve(solver, problem=problem(lower_constraints=nowhere), max_steps=100)
     assert solution.status is Status.INFEASIBLE
     assert solution.constraint_violation > 0.1
     assert "feasible" in solution.message

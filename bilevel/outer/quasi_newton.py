@@ -27,7 +27,8 @@ class QuasiNewton(Outer):
 
     By SciPy's L-BFGS-B; each evaluation takes both exact responses and the solver's outer gradient.
     One outer step is one such solve, warm-started from the last. X is the whole space or a box, and
-    there are no upper constraints; the size of x is of no concern, that of y is the response's.
+    there are no upper constraints; the size of x is of no concern, that of y is the response's. The
+    first trial point lies at distance 1 from the start: choose the unit of x accordingly.
 
     Parameters
     ----------
@@ -35,10 +36,14 @@ class QuasiNewton(Outer):
         Bound on L-BFGS-B's iterations in one step.
     tolerance : float
         Bound on the largest entry of the projected gradient.
+    value_tolerance : float
+        Stop also where an iteration reduces the value by less than this share of it, for values
+        with kinks, at which the gradient need not vanish.
     """
 
     max_iterations: int = 500
     tolerance: float = 1e-8
+    value_tolerance: float = 0.0
     needs_exact_response = True
 
     def __post_init__(self) -> None:
@@ -46,6 +51,10 @@ class QuasiNewton(Outer):
             raise OptionError(f"max_iterations={self.max_iterations!r}, expected an integer >= 1")
         if not self.tolerance > 0:
             raise OptionError(f"tolerance={self.tolerance!r}, expected a positive number")
+        if not 0 <= self.value_tolerance < 1:
+            raise OptionError(
+                f"value_tolerance={self.value_tolerance!r}, expected a number >= 0 and below 1"
+            )
 
     def default_penalty(self) -> Schedule:
         """A continuation from 1e2 to 1e6 in factors of a hundred."""
@@ -92,15 +101,31 @@ class QuasiNewton(Outer):
             )  # fmt: skip
 
         low, high = level.bounds()
+
+        def residual(x: Array, slope: Array) -> float:
+            return float(np.linalg.norm(x - np.clip(x - slope, low, high)))
+
+        start, unit = level.vector(), 1.0
+        if state.step == 0:
+            # Within bounds SciPy's first trial step is the gradient itself, however small or large.
+            unit = residual(start, penalised_value(start)[1]) or 1.0
+
+        def scaled(x: Array) -> tuple[float, Array]:
+            value, slope = penalised_value(x)
+            return value / unit, slope / unit
+
         result = minimize(
-            penalised_value,
-            level.vector(),
+            scaled,
+            start,
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(low, high, strict=True)),
-            options={"maxiter": self.max_iterations, "gtol": self.tolerance, "ftol": 0.0},
+            options={
+                "maxiter": self.max_iterations,
+                "gtol": self.tolerance / unit,
+                "ftol": self.value_tolerance,
+            },
         )
-        _, slope = penalised_value(np.asarray(result.x, dtype=np.float64))
-        residual = result.x - np.clip(result.x - slope, low, high)
-        state.record["stationarity"] = float(np.linalg.norm(residual))
+        x = np.asarray(result.x, dtype=np.float64)
+        state.record["stationarity"] = residual(x, penalised_value(x)[1])
         state.finished = settled(state.schedule, state.step)

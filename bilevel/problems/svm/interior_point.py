@@ -68,7 +68,7 @@ def interior_point(
     x : array
         The start; it need not be feasible.
     mu : array, optional
-        Positive multipliers to start from; ones by default.
+        Positive multipliers to start from; by default, equal ones at the scale of the gradient.
     tolerance : float
         Stops when the primal residual, and the dual residual and every product
         :math:`s_i \mu_i` relative to :math:`\max(1, \|\mu\|_\infty)`, are below it.
@@ -85,7 +85,9 @@ def interior_point(
     Source: Mehrotra 1992, SIAM J. Optimization 2(4); Nocedal and Wright 2006, algorithm 16.4.
     """
     slack = np.maximum(program.multiply(x) - program.bound, 1.0)
-    mu = np.ones_like(slack) if mu is None else mu
+    if mu is None:
+        # Too small a start, against the gradient that they must balance, makes the method cycle.
+        mu = np.full_like(slack, max(1.0, 0.3 * _norm(program.gradient(x))))
     ratio = _dual_residual(program, x, mu) / float(np.mean(slack * mu))
     residual = np.inf
     for iteration in range(max_iterations):

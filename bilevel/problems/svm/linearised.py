@@ -122,7 +122,7 @@ def linearised_step(
     mu: Array,
     *,
     proximal: float = 0.0,
-    tolerance: float = 1e-9,
+    tolerance: float = 1e-8,
 ) -> tuple[Array, Array]:
     r"""Minimise the penalised objective with the value function linearised at :math:`c_k`.
 
