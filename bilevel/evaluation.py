@@ -90,12 +90,16 @@ class Evaluation:
         r"""Terms of :math:`w_f f + w_g (g + \langle \mu, c \rangle + \langle \nu, h \rangle)`.
 
         Usually one term. In a process group f and g are two, each to be differentiated before the
-        next is asked for: DDP averages what one backward pass after one forward pass gives.
+        next is asked for: DDP averages what one backward pass after one forward pass gives. With
+        :math:`w_f = 0` f is not evaluated.
         """
+        if upper_weight == 0.0:
+            yield self._lower_term(self.lower(through_x=through_x), lower_weight, mu, nu)
+            return
         shared = self.problem.objectives is not None or self.problem.features is not None
         if shared or not initialized():
             f, g = self.pair(through_x=through_x)
-            yield upper_weight * f + lower_weight * (g + self.lagrangian_terms(mu, nu))
+            yield upper_weight * f + self._lower_term(g, lower_weight, mu, nu)
             return
         f = self.upper(through_x=through_x)
         self.state.record["upper"] = f.detach()
@@ -103,9 +107,14 @@ class Evaluation:
             yield upper_weight * f
         g = self.lower(through_x=through_x)
         self.state.record["lower"] = g.detach()
-        loss = lower_weight * (g + self.lagrangian_terms(mu, nu))
+        loss = self._lower_term(g, lower_weight, mu, nu)
         if loss.requires_grad:
             yield loss
+
+    def _lower_term(self, g: Tensor, weight: float, mu: Tensor | None, nu: Tensor | None) -> Tensor:
+        if mu is not None or nu is not None:
+            g = g + self.lagrangian_terms(mu, nu)
+        return g if weight == 1.0 else weight * g
 
     def lagrangian_terms(self, mu: Tensor | None, nu: Tensor | None) -> Tensor | float:
         """⟨μ, c(x, y)⟩ + ⟨ν, h(x, y)⟩; entries of μ, ν beyond those belong to the lower domain."""

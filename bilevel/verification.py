@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bilevel.calculus import Array, gradient
+from bilevel.domains.sharding import is_sharded
 from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
 from bilevel.evaluation import Evaluation
 from bilevel.outer.difference_of_convex import DifferenceOfConvex
@@ -37,6 +38,7 @@ class Residuals:
     lower_gap: float
     constraint_violation: float
     stationarity: float
+    notes: list[str]
 
 
 def verify(
@@ -53,17 +55,25 @@ def verify(
     with torch.no_grad():
         f, g = (float(value) for value in evaluation.pair())
     violation = constraint_violation(problem, state)
+    notes: list[str] = []
     gap, stationarity = math.nan, float(state.record.get("stationarity", math.nan))
     response = None if problem.uses_batches else verifying_response(problem, state)
     if response is not None and batches == (None, None):
-        with suppress(InfeasibleError, ResponseError, NonFiniteError), _restoring(state.lower):
-            value, slope = fresh_value(problem, state, response)
-            gap = g - value
-            stationarity = fresh_stationarity(problem, state, response, penalty, slope)
+        try:
+            with restoring(state.lower):
+                value, slope = fresh_value(problem, state, response)
+                gap = g - value
+                stationarity = fresh_stationarity(problem, state, response, penalty, slope)
+        except (InfeasibleError, ResponseError, NonFiniteError) as error:
+            notes.append(f"not verified, a response at the final x could not be solved: {error}")
     elif state.original is not None:
         with torch.no_grad(), state.at_original():
             gap = g - float(evaluation.lower())
-    return Residuals(f, g, gap, violation, stationarity)
+    else:
+        notes.append(
+            "the lower gap is not known: no exact response was at hand, and no tracked one"
+        )
+    return Residuals(f, g, gap, violation, stationarity, notes)
 
 
 def verifying_response(problem: BilevelProblem, state: State) -> Response | None:
@@ -72,7 +82,8 @@ def verifying_response(problem: BilevelProblem, state: State) -> Response | None
         return problem.lower_response
     if state.response.exact and not isinstance(state.response, Exact):
         return state.response
-    return tightest(state.lower) if state.lower.size <= EXACT_LIMIT else None
+    sharded = any(is_sharded(leaf) for leaf in state.upper.leaves + state.lower.leaves)
+    return tightest(state.lower) if state.lower.size <= EXACT_LIMIT and not sharded else None
 
 
 def fresh_value(problem: BilevelProblem, state: State, response: Response) -> tuple[float, Array]:
@@ -114,9 +125,7 @@ def fresh_stationarity(
     return _projected_norm(state, direction - penalty * value_gradient)
 
 
-def _follow(
-    problem: BilevelProblem, state: State, penalty: float, evaluation: Evaluation
-) -> None:
+def _follow(problem: BilevelProblem, state: State, penalty: float, evaluation: Evaluation) -> None:
     """Solve for y_γ where x has come to be; where that fails, y stays, with its residuals."""
     held = state.lower.values()
     try:
@@ -126,7 +135,8 @@ def _follow(
 
 
 @contextmanager
-def _restoring(level: Level) -> Iterator[None]:
+def restoring(level: Level) -> Iterator[None]:
+    """Put a level's leaves back afterwards."""
     held = level.values()
     try:
         yield

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import QUICK, SLOW, STEPS, Case, solve
+from distributed_worker import PROBLEMS, QUICK, SGD, SLOW, STEPS, Case, solve
+from networks import network
 
+from bilevel import PBGD, PBGDFree
 from bilevel.distributed import gather, mean_values, rank, world_size
+from bilevel.errors import NotApplicableError
 from bilevel.variables import global_norm
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -151,6 +154,19 @@ class TestOneProcess:
     def test_a_group_of_one_changes_nothing(self, process_group, wrapping, solver):
         case = Case("network", wrapping, solver)
         assert_as_one_process(case, [{str(case): solve(case)}])
+
+    @pytest.mark.parametrize(
+        ("solver", "what"),
+        [
+            (PBGD(), "Exact solves the lower level"),
+            (PBGDFree(penalty=5.0, **SGD, bias_every=1), "the bias is measured"),
+        ],
+        ids=["exact response", "bias"],
+    )
+    def test_gradients_that_pass_by_a_wrapper_are_refused(self, process_group, solver, what):
+        problem, x, y = PROBLEMS["data of its own"](network(), "ddp")
+        with pytest.raises(NotApplicableError, match=f"{what}.*DDP.*fully_shard"):
+            solver.solve(problem, x, y, max_steps=2, progress=False)
 
     def test_without_a_group_a_process_is_the_only_one(self):
         assert (rank(), world_size()) == (0, 1)

@@ -18,8 +18,8 @@ from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
 
-#: A step with an old Hessian must reduce the gradient by this factor for the Hessian to be kept.
-_CONTRACTION = 0.1
+#: A step with an old Hessian must reduce the gradient to this share for the Hessian to be kept.
+_CONTRACTION = 0.01
 #: Keeps a Hessian regular where no example curves the loss in the direction of the intercept.
 _REGULAR = 1e-10
 #: Armijo's condition: the share of the predicted decrease that a step achieves, up to rounding.

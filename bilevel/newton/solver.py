@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -76,7 +75,7 @@ def solve(
         If shapes, bounds or options are wrong.
     """
     _check_options(tolerance, max_iterations, elastic)
-    z = _start(program, z0)
+    z = feasible_start(program, z0)
     evaluation = program.evaluate(z)
     check_shapes(evaluation, z.size)
     m, p = evaluation.inequalities.size, evaluation.equalities.size
@@ -132,7 +131,8 @@ def _failure(outcome: Outcome, tolerance: float) -> str:
     )
 
 
-def _start(program: Program, z0: Array) -> Array:
+def feasible_start(program: Program, z0: Array) -> Array:
+    """Check a start and project it on the bounds."""
     z = np.asarray(z0, dtype=np.float64)
     if z.ndim != 1 or program.lower.shape != z.shape or program.upper.shape != z.shape:
         raise VariableError(
@@ -177,45 +177,3 @@ def _check_options(tolerance: float, max_iterations: int, elastic: float | None)
             f"elastic is {elastic!r}; expected a positive finite penalty, or None for constraints "
             "that must hold."
         )
-
-
-def minimise_elastic(
-    program: Program,
-    z0: Array,
-    penalty: float,
-    tolerance: float,
-    max_iterations: int,
-    settle: Callable[[Array], Array],
-) -> tuple[Array, float]:
-    """Descend as far as possible on a program with relaxed constraints.
-
-    For outer loops that go on from wherever this ends: unlike :func:`solve` it does not insist on
-    the tolerance. ``settle`` is applied to every trial point before it is judged; it may move those
-    variables that it can minimise over exactly, which keeps steps long in curved narrow valleys.
-
-    Returns
-    -------
-        The last iterate and its total violation.
-    """
-    z = settle(_start(program, z0))
-    evaluation = program.evaluate(z)
-    m, p = evaluation.inequalities.size, evaluation.equalities.size
-    rows = RowProgram(program, m, p, penalty)
-    point = rows.point(z, np.zeros(m + p), evaluation)
-    outcome = _Settled(rows, tolerance, max_iterations, settle).run(point)
-    return outcome.point.z, float(rows.violations(outcome.point.rows).sum())
-
-
-class _Settled(SequentialQuadratic):
-    def __init__(
-        self,
-        rows: RowProgram,
-        tolerance: float,
-        max_iterations: int,
-        settle: Callable[[Array], Array],
-    ) -> None:
-        super().__init__(rows, tolerance, max_iterations)
-        self.settle = settle
-
-    def _moved(self, z: Array, step: Array) -> Array:
-        return self.settle(super()._moved(z, step))

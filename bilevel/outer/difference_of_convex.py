@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import solve
+from bilevel.options import check_positive
 from bilevel.outer.base import Outer
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
@@ -53,10 +53,9 @@ class DifferenceOfConvex(Outer):
     needs_exact_response = True
 
     def __post_init__(self) -> None:
-        if not self.proximal >= 0:
-            raise OptionError(f"proximal={self.proximal!r}, expected a number >= 0")
-        if not self.tolerance > 0:
-            raise OptionError(f"tolerance={self.tolerance!r}, expected a positive number")
+        if self.proximal != 0:
+            check_positive("proximal", self.proximal)
+        check_positive("tolerance", self.tolerance)
 
     def advance(
         self,

@@ -11,6 +11,7 @@ from bilevel.calculus import Array
 from bilevel.domains import Box, NonNegative, Reals
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
+from bilevel.options import check_count, check_positive
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
 from bilevel.schedules import Geometric, Schedule, settled
@@ -47,10 +48,8 @@ class QuasiNewton(Outer):
     needs_exact_response = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_iterations, int) or self.max_iterations < 1:
-            raise OptionError(f"max_iterations={self.max_iterations!r}, expected an integer >= 1")
-        if not self.tolerance > 0:
-            raise OptionError(f"tolerance={self.tolerance!r}, expected a positive number")
+        check_count("max_iterations", self.max_iterations)
+        check_positive("tolerance", self.tolerance)
         if not 0 <= self.value_tolerance < 1:
             raise OptionError(
                 f"value_tolerance={self.value_tolerance!r}, expected a number >= 0 and below 1"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from bilevel.calculus import Array
-from bilevel.errors import OptionError, ResponseError
+from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
 from bilevel.evaluation import Evaluation
-from bilevel.newton import Evaluation as ProgramEvaluation
-from bilevel.newton import minimise_elastic, solve
+from bilevel.newton import Descent, minimise_elastic
+from bilevel.options import check_count, check_positive
 from bilevel.outer.base import Outer
+from bilevel.outer.penalised import Follower, PenalisedProgram
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
-from bilevel.program import LevelProgram, joint_program
+from bilevel.program import joint_program
+from bilevel.responses.exact import tightest
 from bilevel.schedules import Geometric, Schedule, settled
 from bilevel.state import State
+from bilevel.verification import fresh_stationarity, fresh_value, restoring
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 _ELASTIC_FACTOR = 10.0
 #: Weight beyond which multipliers count as unbounded: there is no Slater point.
 _LARGEST_ELASTIC = 1e8
+#: Relative size of a nudge off a kink, and the relative improvement that makes it worth while.
+_NUDGE, _IMPROVEMENT = 1e-3, 1e-8
+#: Residual, relative to the penalty, above which an answer is no stationary point.
+_STATIONARY = 1e-6
 #: Total violation, relative to the iterate, that the relaxation may leave.
 _SLACK = 1e-8
 
@@ -58,10 +68,8 @@ class SQP(Outer):
     needs_exact_response = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_iterations, int) or self.max_iterations < 1:
-            raise OptionError(f"max_iterations={self.max_iterations!r}, expected an integer >= 1")
-        if not 0 < self.tolerance < 1:
-            raise OptionError(f"tolerance={self.tolerance!r}, expected a number between 0 and 1")
+        check_count("max_iterations", self.max_iterations)
+        check_positive("tolerance", self.tolerance)
 
     def default_penalty(self) -> Schedule:
         """A continuation from 1 to 1e6 in factors of ten."""
@@ -93,18 +101,27 @@ class SQP(Outer):
             value_function = ValueFunction(problem, state, elastic=elastic)
             program = PenalisedProgram(joint, value_function, penalty, state)
             weight = _ELASTIC_FACTOR * penalty * elastic
-            follower = Follower(joint, evaluation, penalty, weight, state)
+            run = partial(
+                minimise_elastic,
+                program,
+                penalty=weight,
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+                settle=Follower(joint, evaluation, penalty, weight, state).settle,
+            )
             try:
-                z, slack = minimise_elastic(
-                    program, z, weight, self.tolerance, self.max_iterations, follower.settle
-                )
+                descent = run(z)
             except ResponseError:  # unbounded below where the relaxation is too weak
                 if elastic >= _LARGEST_ELASTIC:
                     raise
-                slack = np.inf
-            joint.place(z)
-            value = value_function()
-            tight = slack <= _SLACK * (1.0 + float(np.abs(z).max()))
+                state.outer_state["elastic"] = elastic * _ELASTIC_FACTOR
+                continue
+            joint.place(descent.z)
+            if settled(state.schedule, state.step):
+                descent = self._leave_kink(problem, state, penalty, descent, run)
+                joint.place(descent.z)
+            z, value = descent.z, value_function()
+            tight = descent.violation <= _SLACK * (1.0 + float(np.abs(z).max()))
             enough = tight and value.largest_multiplier < 0.9 * elastic
             if enough or elastic >= _LARGEST_ELASTIC:
                 break
@@ -113,84 +130,37 @@ class SQP(Outer):
         evaluation.pair()
         state.finished = settled(state.schedule, state.step)
 
-
-class PenalisedProgram:
-    """f + γ (g − v) over (x, y) as a :class:`bilevel.newton.Program`."""
-
-    def __init__(
-        self, joint: LevelProgram, value_function: ValueFunction, penalty: float, state: State
-    ) -> None:
-        self.joint = joint
-        self.value_function = value_function
-        self.penalty = penalty
-        self.state = state
-        self.lower, self.upper = joint.lower, joint.upper
-
-    def value(self, z: Array) -> tuple[float, Array, Array]:
-        """Objective, inequalities and equalities."""
-        objective, inequalities, equalities = self.joint.value(z)
-        return objective - self.penalty * self.value_function().value, inequalities, equalities
-
-    def evaluate(self, z: Array) -> ProgramEvaluation:
-        """Values and first derivatives."""
-        at = self.joint.evaluate(z)
-        value = self.value_function()
-        self.state.gradient_evaluations += 1
-        gradient = at.gradient.copy()
-        gradient[: len(value.gradient)] -= self.penalty * value.gradient
-        return ProgramEvaluation(
-            objective=at.objective - self.penalty * value.value,
-            gradient=gradient,
-            inequalities=at.inequalities,
-            inequality_jacobian=at.inequality_jacobian,
-            equalities=at.equalities,
-            equality_jacobian=at.equality_jacobian,
-        )
-
-    def hessian(self, z: Array, mu: Array, nu: Array) -> Array:
-        """Hessian of the Lagrangian."""
-        second = self.joint.hessian(z, mu, nu)
-        n = self.state.upper.size
-        if n:
-            second[:n, :n] -= self.penalty * self.value_function.hessian()
-        return second
-
-
-class Follower:
-    """Moves y to the perturbed response at the x of a trial point.
-
-    Of all y this one makes the penalised objective least, violations of both levels' constraints
-    counted at the same weight as in the program over (x, y).
-    """
-
-    def __init__(
+    def _leave_kink(
         self,
-        joint: LevelProgram,
-        evaluation: Evaluation,
-        penalty: float,
-        weight: float,
+        problem: BilevelProblem,
         state: State,
-    ) -> None:
-        self.joint = joint
-        self.size = state.upper.size
-        self.elastic = weight / penalty
-        self._multipliers: tuple[Array | None, Array | None] = (None, None)
+        penalty: float,
+        best: Descent,
+        run: Callable[[Array], Descent],
+    ) -> Descent:
+        """Where the answer is no stationary point after all, look beyond the kink it sits on.
 
-        def objective() -> Tensor:
-            f, g = evaluation.pair()
-            return f / penalty + g
+        -v may have a concave one where the lower level's multipliers are not unique. The derivative
+        at hand then may point back from either side; a nudge of x shows the others.
+        """
+        n = state.upper.size
+        if not n or _is_stationary(problem, state, penalty):
+            return best
+        direction = np.random.default_rng(0).standard_normal(n)
+        for sign in (1.0, -1.0):
+            nudged = best.z.copy()
+            nudged[:n] += sign * _NUDGE * (1.0 + np.abs(nudged[:n])) * direction
+            other = run(nudged)
+            if other.merit < best.merit - _IMPROVEMENT * (1.0 + abs(best.merit)):
+                best = other
+        return best
 
-        self.state = state
-        self.program = LevelProgram((state.lower,), objective, joint.inequalities, joint.equalities)
 
-    def settle(self, z: Array) -> Array:
-        """The point (x, y_γ(x)); the point itself where no response is found from it."""
-        self.joint.place(z)
-        mu, nu = self._multipliers
-        with self.state.upper.frozen():
-            try:
-                answer = solve(self.program, z[self.size :], mu0=mu, nu0=nu, elastic=self.elastic)
-            except ResponseError:
-                return z
-        self._multipliers = (answer.mu, answer.nu)
-        return np.concatenate([z[: self.size], answer.z])
+def _is_stationary(problem: BilevelProblem, state: State, penalty: float) -> bool:
+    """Whether fresh responses at x confirm it; also where none is to be had."""
+    response = tightest(state.lower)
+    with suppress(InfeasibleError, ResponseError, NonFiniteError), restoring(state.lower):
+        _, slope = fresh_value(problem, state, response)
+        residual = fresh_stationarity(problem, state, response, penalty, slope)
+        return residual <= _STATIONARY * (1.0 + penalty)
+    return True

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bilevel.calculus import Array
-from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import solve
+from bilevel.options import check_positive
 from bilevel.problem import BilevelProblem
 from bilevel.program import LevelProgram, lower_equalities, lower_inequalities
 from bilevel.responses.base import Response
@@ -48,10 +48,9 @@ class Exact(Response):
     exact = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise OptionError(f"tolerance={self.tolerance!r}, expected a number between 0 and 1")
-        if self.elastic is not None and not self.elastic > 0:
-            raise OptionError(f"elastic={self.elastic!r}, expected a positive weight")
+        check_positive("tolerance", self.tolerance)
+        if self.elastic is not None:
+            check_positive("elastic", self.elastic)
 
     def update(
         self,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation, backward, require_gradients
@@ -89,7 +87,7 @@ class GradientDescent(Response):
             for k in range(self.steps):
                 level.clear_gradients()
                 for evaluation in evaluations:
-                    for loss in _losses(evaluation, weight):
+                    for loss in evaluation.losses(weight, 1.0):
                         backward(loss / len(evaluations), level, state, _source(weight))
                 require_gradients(level, _source(weight))
                 if self.clip_norm is not None:
@@ -100,10 +98,6 @@ class GradientDescent(Response):
                 level.project()
         if track.scheduler is not None:
             track.scheduler.step()
-
-
-def _losses(evaluation: Evaluation, weight: float) -> Iterable[Tensor]:
-    return [evaluation.lower()] if weight == 0.0 else evaluation.losses(weight, 1.0)
 
 
 def _source(weight: float) -> str:

@@ -231,6 +231,7 @@ def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
         seconds=run.seconds,
         gradient_evaluations=state.gradient_evaluations,
         parts={"solver": type(run.solver).__name__, **state.parts(), "penalty": f"{penalty:g}"},
+        notes=found.notes,
     )
 
 

@@ -70,10 +70,13 @@ def _sample(level: Level, tree: Tree, generator: torch.Generator) -> Tree:
 
 
 def _rank(solution: Solution, feasibility: float) -> tuple[int, float]:
-    """Feasible answers first, by their upper value; the others by how infeasible they are."""
-    gap = 0.0 if math.isnan(solution.lower_gap) else solution.lower_gap
-    scale = 1.0 + abs(solution.lower_value)
-    worst = max(solution.constraint_violation, gap / scale)
+    """Verified answers first, by their upper value, then those whose gap could not be measured.
+
+    The others follow by how infeasible they are.
+    """
+    unverified = math.isnan(solution.lower_gap)
+    gap = 0.0 if unverified else solution.lower_gap / (1.0 + abs(solution.lower_value))
+    worst = max(solution.constraint_violation, gap)
     if worst <= feasibility:
-        return 0, solution.upper_value
-    return 1, worst
+        return int(unverified), solution.upper_value
+    return 2, worst

@@ -5,14 +5,17 @@ kernels: the follower's responses, the difference-of-convex step, and a certifie
 """
 
 from bilevel.problems.svm.linearised import linearised_step
+from bilevel.problems.svm.metrics import Evaluator, Metrics
 from bilevel.problems.svm.problem import ExactSVMResponse, svm_problem, svm_program
 from bilevel.problems.svm.program import KKTPoint, SVMProgram, signed_rows
 from bilevel.problems.svm.relaxation import RelaxedOptimum, relaxed_optimum
 from bilevel.problems.svm.response import SVMResponse
 
 __all__ = [
+    "Evaluator",
     "ExactSVMResponse",
     "KKTPoint",
+    "Metrics",
     "RelaxedOptimum",
     "SVMProgram",
     "SVMResponse",

@@ -1,0 +1,72 @@
+"""Descent on a program with relaxed constraints, for outer loops that go on from its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bilevel.newton.arrays import Array
+from bilevel.newton.kkt import RowProgram
+from bilevel.newton.program import Program
+from bilevel.newton.sequential import SequentialQuadratic
+from bilevel.newton.solver import feasible_start
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent ended.
+
+    Attributes
+    ----------
+    z : (n,) array
+        The last iterate.
+    merit : float
+        Its objective plus the penalty times its violation.
+    violation : float
+        Its total violation.
+    """
+
+    z: Array
+    merit: float
+    violation: float
+
+
+def minimise_elastic(
+    program: Program,
+    z0: Array,
+    penalty: float,
+    tolerance: float,
+    max_iterations: int,
+    settle: Callable[[Array], Array],
+) -> Descent:
+    """Descend as far as possible; unlike :func:`~bilevel.newton.solve` without a tolerance to meet.
+
+    ``settle`` is applied to every trial point before it is judged; it may move those variables that
+    it can minimise over exactly, which keeps steps long in curved narrow valleys.
+    """
+    z = settle(feasible_start(program, z0))
+    evaluation = program.evaluate(z)
+    m, p = evaluation.inequalities.size, evaluation.equalities.size
+    rows = RowProgram(program, m, p, penalty)
+    point = rows.point(z, np.zeros(m + p), evaluation)
+    outcome = _Settled(rows, tolerance, max_iterations, settle).run(point)
+    violation = float(rows.violations(outcome.point.rows).sum())
+    merit = outcome.point.objective + penalty * violation
+    return Descent(outcome.point.z, merit, violation)
+
+
+class _Settled(SequentialQuadratic):
+    def __init__(
+        self,
+        rows: RowProgram,
+        tolerance: float,
+        max_iterations: int,
+        settle: Callable[[Array], Array],
+    ) -> None:
+        super().__init__(rows, tolerance, max_iterations)
+        self.settle = settle
+
+    def _moved(self, z: Array, step: Array) -> Array:
+        return self.settle(super()._moved(z, step))
