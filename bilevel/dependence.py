@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import DependenceError
-from bilevel.evaluation import DEPENDENCE_ADVICE, Evaluation
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import DEPENDENCE_ADVICE
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
 from bilevel.variables import Level

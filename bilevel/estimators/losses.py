@@ -17,10 +17,10 @@ STEEPNESS = 5.0
 
 
 class Derivatives(NamedTuple):
-    """ℓ, ℓ′ and ℓ″ at an array of margins.
+    """A loss and its first two derivatives, at an array of margins.
 
-    Where ℓ is concave, the curvature is zero instead of negative, and where ℓ′ has a kink it is an
-    element of the generalised derivative: with either a Newton step remains a descent direction.
+    Where the loss is concave, the curvature is zero instead of negative, and where the slope has a
+    kink it is an element of the generalised derivative: a Newton step then remains a descent step.
     """
 
     value: Array
@@ -35,9 +35,9 @@ class MarginLoss:
     Attributes
     ----------
     value
-        ℓ on a torch tensor.
+        The loss of a torch tensor.
     derivatives
-        ℓ, ℓ′ and ℓ″ on a NumPy array.
+        The loss of a NumPy array, with its derivatives.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -56,11 +56,13 @@ def _log(margin: Array) -> Derivatives:
 
 def _squared_hinge(margin: Array) -> Derivatives:
     shortfall = np.maximum(1.0 - margin, 0.0)
-    return Derivatives(shortfall**2, -2.0 * shortfall, 2.0 * (shortfall > 0.0))
+    return Derivatives(shortfall**2, -2.0 * shortfall, np.where(shortfall > 0.0, 2.0, 0.0))
 
 
 def _smoothed_zero_one(margin: Array) -> Derivatives:
-    _, slope, curvature = _log(STEEPNESS * margin)  # ℓ = -slope of the log loss
+    _, slope, curvature = _log(
+        STEEPNESS * margin
+    )  # of the log loss, whose slope is -1 / (1 + exp(m))
     return Derivatives(
         -slope,
         -STEEPNESS * curvature,

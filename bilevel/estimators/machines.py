@@ -43,7 +43,7 @@ class Machines:
     sizes : array of shape (m,)
         s.
     loss, validation_loss : MarginLoss
-        ℓ and ℓ_val.
+        What the classifiers minimise, and what they are judged by.
     shrinkage : float
         ρ.
     """
@@ -63,7 +63,7 @@ class Machines:
     @property
     def width(self) -> int:
         """Entries of one classifier: a weight for each feature, and the intercept."""
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
     # As the library sees them -------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Machines:
         return np.where(sizes > 0.0, sizes, 1.0)
 
     def penalties(self, log_penalties: Array) -> Array:
-        """The diagonal :math:`e^{\\lambda} / s_j` of each regulariser, zero for the intercept."""
+        r"""The diagonal :math:`e^{\lambda} / s_j` of each regulariser, zero for the intercept."""
         diagonal = np.zeros((len(self), self.width))
         diagonal[:, :-1] = np.exp(log_penalties) / self.sizes[:, None]
         return diagonal

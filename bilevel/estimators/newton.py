@@ -50,10 +50,10 @@ class NewtonResponse(Response):
     .. math:: X^\top \operatorname{diag}_i\bigl(a_{ji}\, \ell''(m_{ji})
         + w\, b_{ji}\, \ell_{\mathrm{val}}''(m_{ji})\bigr) X + \operatorname{diag}(e^\lambda / s_j).
 
-    Where ℓ′ has kinks (squared hinge) this is a semismooth Newton method. A Hessian costs d times a
-    gradient, so its Cholesky factor is kept, from step to step and from call to call, for as long
-    as it reduces the gradient tenfold a step: the perturbed and the original response at one λ,
-    which differ by O(w), share theirs.
+    For the squared hinge, whose slope has a kink, this is a semismooth Newton method. A Hessian
+    costs d times a gradient, so its Cholesky factor is kept, from step to step and from call to
+    call, for as long as it reduces the gradient to a hundredth a step: the perturbed and the
+    original response at one λ, which differ by O(w), share theirs.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class NewtonResponse(Response):
     ) -> Array:
         """The Newton direction of the wanted classifiers, zero for the others."""
         direction = np.zeros_like(gradient)
-        for j in np.flatnonzero(wanted):
+        for j in map(int, np.flatnonzero(wanted)):
             factor = self._factors[j]
             if factor is None or stale[j]:
                 factor = self._factors[j] = self._factor(at, j, penalties[j], weight)

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from bilevel.errors import NotApplicableError, OptionError
-from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward, require_gradients
 from bilevel.options import (
     check_count,
     check_optimizer_factory,

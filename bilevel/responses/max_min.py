@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import OptionError
-from bilevel.evaluation import Evaluation, backward, require_gradients, require_same_length
+from bilevel.evaluation import Evaluation, require_same_length
+from bilevel.gradients import backward, require_gradients
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response

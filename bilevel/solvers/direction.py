@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward, require_gradients
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bilevel.errors import NotApplicableError, OptionError
-from bilevel.evaluation import Evaluation, backward, require_gradients
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward, require_gradients
 from bilevel.problem import BilevelProblem
 from bilevel.solvers.base import PenaltySolver
 from bilevel.solvers.direction import penalised_value_gradient

@@ -12,7 +12,8 @@ import pandas as pd
 from bilevel import checkpoints
 from bilevel.diagnostics.bias import measure_bias
 from bilevel.errors import BiasWarning, NotApplicableError, OptionError
-from bilevel.evaluation import Evaluation, backward
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
