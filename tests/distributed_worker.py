@@ -25,6 +25,7 @@ from bilevel.callbacks import Callback, Checkpoint
 from bilevel.errors import BilevelError
 
 STEPS = 20
+EVERY = 4
 SGD = {"upper_lr": 0.1, "lower_lr": 0.3}
 ADAM = {
     f"{level}_optimizer": partial(torch.optim.Adam, lr=0.02) for level in ("upper", "lower")
@@ -221,7 +222,7 @@ def solve(case: Case, **options: Any) -> dict[str, Any]:
     data = {"upper_batches": mine(batches(1)), "lower_batches": mine(batches(2))}
     solution = SOLVERS[case.solver].solve(
         problem, x, y, max_steps=STEPS, tolerance=0.0, progress=False,
-        **({} if case.problem == "data of its own" else data), **options,
+        **({} if case.problem == "data of its own" else data), **{"log_every": EVERY, **options},
     )  # fmt: skip
     return {
         "x": values(solution.x),
@@ -238,7 +239,7 @@ def one_stops() -> dict[str, Any]:
     """A callback asks for the end in the last process only."""
     rank, world = share()
     callback = lambda record, state: rank == world - 1 and record["step"] == 5  # noqa: E731
-    return solve(Case("network", "ddp", "free-1 sgd"), callbacks=[callback])
+    return solve(Case("network", "ddp", "free-1 sgd"), callbacks=[callback], log_every=1)
 
 
 def evaluated() -> dict[str, Any]:
@@ -254,7 +255,7 @@ def evaluated() -> dict[str, Any]:
     evaluate(None, None)
     solution = SOLVERS[case.solver].solve(
         problem, x, y, max_steps=STEPS, tolerance=0.0, progress=False, callbacks=[evaluate],
-        upper_batches=mine(batches(1)), lower_batches=mine(batches(2)),
+        log_every=EVERY, upper_batches=mine(batches(1)), lower_batches=mine(batches(2)),
     )  # fmt: skip
     return {"x": values(solution.x), "y": values(solution.y), "gap": solution.lower_gap}
 
@@ -280,7 +281,7 @@ def random_run(wrapping: str, **options: Any) -> dict[str, Any]:
         sampler = DistributedSampler(data, world, rank, seed=seed)
         loaders.append(DataLoader(data, 5, sampler=sampler))
     solution = SOLVERS["alternating adam"].solve(
-        problem, x, y, tolerance=0.0, progress=False,
+        problem, x, y, tolerance=0.0, progress=False, log_every=EVERY,
         upper_batches=loaders[0], lower_batches=loaders[1], **options,
     )  # fmt: skip
     history = solution.history.drop(columns="seconds").to_dict("list")

@@ -426,10 +426,10 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("solver", "count"),
         [
-            (METHODS["value-function-free"], 2000),
-            (METHODS["alternating"], 500),
-            (METHODS["joint"], 500),
-            (BLOCC(penalty=PENALTY, upper_lr=0.01, response=MaxMin(steps=1, lr=0.1)), 500),
+            (PBGDFree(penalty=PENALTY, inner_steps=1, **RATES), 2000),
+            (METHODS["alternating"], 300),
+            (METHODS["joint"], 300),
+            (BLOCC(penalty=PENALTY, upper_lr=0.01, response=MaxMin(steps=1, lr=0.1)), 300),
         ],
         ids=[*METHODS, "single-loop blocc"],
     )

@@ -25,8 +25,10 @@ _REGULAR = 1e-10
 #: Armijo's condition: the share of the predicted decrease that a step achieves, up to rounding.
 _DECREASE = 1e-4
 _ROUNDING = 16 * np.finfo(np.float64).eps
-#: Relative gradient at which a classifier counts as solved though rounding stopped it.
-_ACCEPTABLE = 1e-8
+#: Where rounding keeps the gradient from being halved for so many steps, its product with y, which
+#: is what errors of the response enter the outer gradient by, may be as large as this.
+_PATIENCE = 6
+_ACCEPTABLE = 1e-10
 _MOST_STEPS = 200
 _MOST_HALVINGS = 60
 
@@ -112,22 +114,21 @@ class NewtonResponse(Response):
         scale = self.machines.column_sizes
         at = self._point(start, self.machines.margins(start), penalties, weight)
         unsolved = np.ones(len(start), dtype=bool)
-        last = np.full(len(start), np.inf)
+        last = best = np.full(len(start), np.inf)
+        waited = np.zeros(len(start), dtype=int)
         for steps in range(_MOST_STEPS):
             gradient = self._gradient(at, penalties, weight)
             residual = np.max(np.abs(gradient) / scale, axis=1)
+            waited = np.where(residual < 0.5 * best, 0, waited + 1)
+            best = np.minimum(residual, best)
             unsolved &= residual > self.tolerance
+            error = np.sum(np.abs(gradient * at.y), axis=1)
+            unsolved &= (waited < _PATIENCE) | (error > _ACCEPTABLE)
             if not np.any(unsolved):
                 return at.y, steps
             stale = unsolved & (residual > _CONTRACTION * last)
             direction = self._direction(at, gradient, penalties, weight, unsolved, stale)
             slope = np.sum(direction * gradient, axis=1)
-            if not np.all(np.isfinite(slope)):
-                break
-            # Rounding has the last word where neither the objective nor a new Hessian's step
-            # reduces the gradient.
-            exhausted = stale & (-slope <= _ROUNDING * at.values) & (residual <= _ACCEPTABLE)
-            unsolved &= ~(exhausted & (residual > 0.5 * last))
             at = self._search(at, direction, slope, penalties, weight)
             last = residual
         raise ResponseError(

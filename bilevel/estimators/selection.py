@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bilevel.domains import Box
 from bilevel.estimators.machines import Machines
@@ -39,22 +40,26 @@ def selection_problem(response: NewtonResponse, bounds: tuple[float, float]) -> 
 
 
 def select(
-    machines: Machines, count: int, bounds: tuple[float, float], tolerance: float
+    machines: Machines, bounds: tuple[float, float], tolerance: float, *, per_feature: bool = False
 ) -> Solution:
-    """Choose ``count`` log penalties, from C = 1 or the nearest bound.
+    """Choose the log penalty from C = 1, or those of the features from the best common one.
 
-    ``tolerance`` bounds the derivative of the k-fold loss with respect to their common shift and
-    the loss's relative decrease in a last iteration.
+    ``tolerance`` bounds the derivative of the k-fold loss with respect to a shift of all log
+    penalties, and the loss's relative decrease in the last iteration.
     """
     response = NewtonResponse(machines)
-    start = np.full(count, -math.log(min(max(1.0, bounds[0]), bounds[1])))
+    problem = selection_problem(response, bounds)
+    x = torch.tensor([-math.log(min(max(1.0, bounds[0]), bounds[1]))], dtype=torch.float64)
     # Both tracked responses begin here, so that the cold solve is done once.
-    y, _ = response.solve(start, np.zeros((len(machines), machines.width)))
-    outer = QuasiNewton(tolerance=tolerance / count, value_tolerance=tolerance)
-    return PBGD(penalty=PENALTY, outer=outer).solve(
-        selection_problem(response, bounds),
-        torch.from_numpy(start),
-        torch.from_numpy(y),
-        tolerance=tolerance,
-        progress=False,
-    )
+    y = torch.from_numpy(response.solve(x.numpy(), np.zeros((len(machines), machines.width)))[0])
+    common = _minimise(problem, x, y, tolerance)
+    if not per_feature:
+        return common
+    start = common.x.repeat(machines.width - 1)
+    return _minimise(problem, start, common.y, tolerance)
+
+
+def _minimise(problem: BilevelProblem, x: Tensor, y: Tensor, tolerance: float) -> Solution:
+    outer = QuasiNewton(tolerance=tolerance / len(x), value_tolerance=tolerance)
+    solver = PBGD(penalty=PENALTY, outer=outer)
+    return solver.solve(problem, x, y, tolerance=tolerance, progress=False)

@@ -61,6 +61,7 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         follows the number of mistakes: it is bounded, so outliers have little say in C.
     per_feature : bool, default=False
         A :math:`C_j` for every feature: the regulariser is :math:`\tfrac12 \sum_j w_j^2 / C_j`.
+        The search begins at the best C that all have in common.
     shrinkage : float, default=1.0
         With ``per_feature``, adds :math:`(\rho / n) \sum_j (\log C_j - \overline{\log C})^2` to the
         validation loss. For the log loss this is a normal prior of variance :math:`1 / (2 \rho)` on
@@ -105,6 +106,7 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = make_pipeline(StandardScaler(), BilevelSVC()).fit(X, y)
     >>> print(f"C = {model[-1].best_C_:.2f}, accuracy {model.score(X, y):.3f}")
+    C = 0.63, accuracy 0.988
     """
 
     def __init__(
@@ -166,10 +168,13 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         present = self.classes_[np.unique(codes[weights > 0])]
         if len(present) < 2:
             raise ProblemError(
-                f"the examples of positive weight are of {len(present)} class ({present.tolist()}), "
-                "and a classifier needs at least two"
+                f"the examples of positive weight are of one class ({present.tolist()}), and a "
+                "classifier needs at least two"
             )
         labels = signs(codes, len(self.classes_))
+        # The intercept is free, so this changes nothing but the rounding.
+        center = np.average(examples, axis=0, weights=weights)
+        examples = examples - center
         machines = fold_machines(
             examples,
             labels,
@@ -179,15 +184,15 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation_loss,
             self.shrinkage / float(np.sum(weights)) if self.per_feature else 0.0,
         )
-        count = examples.shape[1] if self.per_feature else 1
-        self.solution_ = select(machines, count, bounds, self.tol)
+        self.solution_ = select(machines, bounds, self.tol, per_feature=self.per_feature)
         log_penalties = self.solution_.x.numpy()
         folds = self.solution_.y.numpy().reshape(-1, len(labels), machines.width)
         final, _ = NewtonResponse(final_machines(examples, labels, weights, loss)).solve(
             log_penalties, np.mean(folds, axis=0)
         )
         self.best_C_ = np.exp(-log_penalties) if self.per_feature else math.exp(-log_penalties[0])
-        self.coef_, self.intercept_ = final[:, :-1].copy(), final[:, -1].copy()
+        self.coef_ = final[:, :-1].copy()
+        self.intercept_ = final[:, -1] - self.coef_ @ center
         return self
 
     def decision_function(self, X: ArrayLike) -> Array:

@@ -101,13 +101,15 @@ class QuasiNewton(Outer):
 
         low, high = level.bounds()
 
-        def residual(x: Array, slope: Array) -> float:
-            return float(np.linalg.norm(x - np.clip(x - slope, low, high)))
+        def residual(x: Array, slope: Array) -> Array:
+            step: Array = x - np.clip(x - slope, low, high)
+            return step
 
         start, unit = level.vector(), 1.0
         if state.step == 0:
             # Within bounds SciPy's first trial step is the gradient itself, however small or large.
-            unit = residual(start, penalised_value(start)[1]) or 1.0
+            slope = penalised_value(start)[1]
+            unit = float(np.linalg.norm(slope[residual(start, slope) != 0.0])) or 1.0
 
         def scaled(x: Array) -> tuple[float, Array]:
             value, slope = penalised_value(x)
@@ -126,5 +128,5 @@ class QuasiNewton(Outer):
             },
         )
         x = np.asarray(result.x, dtype=np.float64)
-        state.record["stationarity"] = residual(x, penalised_value(x)[1])
+        state.record["stationarity"] = float(np.linalg.norm(residual(x, penalised_value(x)[1])))
         state.finished = settled(state.schedule, state.step)

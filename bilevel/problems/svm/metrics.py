@@ -23,8 +23,8 @@ class Metrics:
     upper_value : float
         f(c, z): the sum of the validation losses, and :math:`\|c\|_2`.
     lower_gap : float
-        g(z) less the lower bound :math:`(1 - c)^\top \mu - \tfrac12 \|A_w^\top \mu\|^2` on v(c) that
-        the multipliers of the exact response prove.
+        g(z) less the lower bound :math:`(1 - c)^\top \mu - \tfrac12 \|A_w^\top \mu\|^2` on v(c),
+        proved by the multipliers of the exact response.
     constraint_violation : float
         The largest violation of a margin constraint.
     """

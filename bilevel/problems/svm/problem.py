@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -97,15 +95,16 @@ def svm_problem(
     Notes
     -----
     Source: Jiang et al. 2024, arXiv:2406.10148, section 5. As a way to choose a classifier it has a
-    flaw: c is fitted to the validation examples, of which it has more parameters than there are
-    examples, so that the better it is solved, the more it overfits.
+    flaw: c has more entries than there are validation examples to fit it to, so that the better the
+    program is solved, the more it overfits.
     """
     program = svm_program(train, validation, floor=floor)
     rows = torch.from_numpy(program.train_rows.copy())
     validation_rows = torch.from_numpy(program.validation_rows.copy())
 
     def upper(c: Tensor, z: Tensor) -> Tensor:
-        return torch.exp(1 - validation_rows @ z).sum() + torch.linalg.vector_norm(c)
+        loss: Tensor = torch.exp(1 - validation_rows @ z).sum()
+        return loss + torch.linalg.vector_norm(c)
 
     def lower(c: Tensor, z: Tensor) -> Tensor:
         w = z[:-1]
@@ -119,39 +118,37 @@ def svm_problem(
         lower=lower,
         lower_constraints=margins,
         upper_domain=Box(floor, None),
-        lower_response=ExactSVMResponse(program, tolerance, margin),
+        lower_response=ExactSVMResponse(SVMResponse(program, tolerance), margin),
     )
 
 
 @dataclass(frozen=True)
 class ExactSVMResponse(Response):
-    """The kernels of the program as the solvers' response: exact, and warm-started.
+    """The program's kernels as the solvers' response: exact, and warm-started.
 
-    The options are those of :func:`svm_problem`.
+    Parameters
+    ----------
+    kernel : SVMResponse
+    margin : float
+        See :func:`svm_problem`.
 
     Raises
     ------
     OptionError
-        ``margin`` is not positive, or ``tolerance`` is not.
+        ``margin`` is not positive.
     """
 
-    program: SVMProgram
-    tolerance: float = 1e-9
+    kernel: SVMResponse
     margin: float = 1e-7
     exact = True
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < np.inf:
             raise OptionError(f"margin={self.margin!r}, expected a positive number, such as 1e-7")
-        self._kernel  # noqa: B018  (validates the tolerance)
-
-    @cached_property
-    def _kernel(self) -> SVMResponse:
-        return SVMResponse(self.program, self.tolerance)
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
         """Check that c and z have the program's shapes."""
-        examples, width = self.program.train_rows.shape
+        examples, width = self.kernel.program.train_rows.shape
         _require_shape(state.upper, (examples,), "one error bound for each training example")
         _require_shape(state.lower, (width,), "the weights, then the intercept")
 
@@ -161,7 +158,7 @@ class ExactSVMResponse(Response):
         state: State,
         track: Track,
         weight: float,
-        evaluations: Sequence[Evaluation],
+        evaluations: list[Evaluation],
     ) -> None:
         """Solve at the current c, from the track's last response where it has one.
 
@@ -176,9 +173,9 @@ class ExactSVMResponse(Response):
         if mu is not None:
             warm = KKTPoint(state.lower.vector(), mu.cpu().numpy())
         if weight > 0:
-            point = self._kernel.perturbed(c, 1 / weight, warm)
+            point = self.kernel.perturbed(c, 1 / weight, warm)
         else:
-            point = self._kernel.original(c, warm)
+            point = self.kernel.original(c, warm)
         state.lower.assign_vector(point.z)
         like = state.lower.leaves[0]
         track.inequality_multipliers = torch.from_numpy(point.mu).to(like.device)
@@ -194,9 +191,9 @@ class ExactSVMResponse(Response):
     ) -> bool:
         """Solve the difference-of-convex subproblem and step back from the boundary."""
         c, z = linearised_step(
-            self.program, state.upper.vector(), penalty, -slope, proximal=proximal
+            self.kernel.program, state.upper.vector(), penalty, -slope, proximal=proximal
         )
-        state.upper.assign_vector(self._kernel.project(c, self.margin))
+        state.upper.assign_vector(self.kernel.project(c, self.margin))
         state.lower.assign_vector(z)
         return True
 
