@@ -24,8 +24,6 @@ def gradient_tensor(
     """Gradient of a 0-d tensor as one vector; zero where it does not depend on a leaf."""
     if not leaves:  # an empty x
         return value.new_zeros(0)
-    if not leaves:
-        return value.new_zeros(0)
     if not value.requires_grad:
         return torch.cat([torch.zeros_like(leaf).reshape(-1) for leaf in leaves])
     parts = torch.autograd.grad(

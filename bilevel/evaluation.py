@@ -57,6 +57,14 @@ class Evaluation:
             g = self.problem.lower_value(x, self.state.lower.tree, self.lower_batch)
             return self._noted(g, through_x)
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether x's features outlive a backward pass, so that its graph must be retained.
+
+        In a process group they are computed anew, see :meth:`losses`.
+        """
+        return self.problem.features is not None and not initialized()
+
     def pair(self, *, through_x: bool = False) -> tuple[Tensor, Tensor]:
         """(f, g), from one forward pass where the problem shares its work."""
         if self.problem.objectives is not None:

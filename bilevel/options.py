@@ -23,6 +23,12 @@ def check_positive(name: str, value: Any) -> None:
         raise OptionError(f"{name}={value!r}, expected a positive finite number")
 
 
+def check_optional_positive(name: str, value: Any) -> None:
+    """Allow ``None`` as well; raises as :func:`check_positive`."""
+    if value is not None:
+        check_positive(name, value)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Refuse what is not an integer of at least ``least``; raises as :func:`check_positive`."""
     if not _is(Integral, value) or value < least:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel.domains import DomainTree
 from bilevel.errors import ObjectiveError, ProblemError, VariableError
-from bilevel.options import accepts
+from bilevel.options import accepts, described
 from bilevel.trees import Tree, tree_map
 
 if TYPE_CHECKING:
@@ -239,4 +239,4 @@ def _vector(function: Constraint | None, name: str, x: Tree, y: Tree) -> Tensor 
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return described(value)

@@ -20,7 +20,7 @@ class Status(enum.Enum):
     CONVERGED = "converged: the residuals are below the tolerance"
     MAX_STEPS = (
         "the step limit was reached before the residuals fell below the tolerance; raise "
-        "max_steps, or accept the residuals below"
+        "max_steps, or accept the residuals as they are"
     )
     STALLED = (
         "the outer step made no further progress, with residuals above the tolerance; try "
@@ -73,7 +73,7 @@ class Solution:
     parts : dict
         The response, outer step and final penalty that were used.
     notes : list of str
-        What a reader should know: failed restarts, a dominating bias.
+        What a reader should know: which start was best, why a residual is not known.
     """
 
     x: Tree
@@ -123,4 +123,6 @@ class Solution:
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        if not self.converged:
+            lines.append(self.status.value)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

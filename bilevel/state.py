@@ -75,6 +75,8 @@ class State:
         the parts that the solver chose for this problem.
     perturbed, original
         the tracked responses y_γ and (where the method needs it) y_g.
+    upper_optimizer, upper_scheduler
+        of a first-order outer step.
     step
         outer steps taken.
     gradient_evaluations
@@ -83,6 +85,8 @@ class State:
         values of the last step as 0-d tensors or floats, by name.
     measuring
         whether the coming step should also compute what only a log needs.
+    finished
+        whether the outer step has nothing left to do.
     outer_state
         what the outer step carries (multipliers, stage, curvature), by name.
     """

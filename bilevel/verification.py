@@ -15,9 +15,7 @@ from bilevel.calculus import Array, gradient
 from bilevel.domains.sharding import is_sharded
 from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
 from bilevel.evaluation import Evaluation
-from bilevel.outer.difference_of_convex import DifferenceOfConvex
-from bilevel.outer.first_order import FirstOrder
-from bilevel.outer.value_function import lagrangian
+from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program
 from bilevel.responses.base import Response
@@ -50,7 +48,7 @@ def verify(
     one, else against the tracked y_g on the last batch, and is NaN without either.
     """
     evaluation = Evaluation(problem, state, *batches)
-    if state.response.exact and isinstance(state.outer, FirstOrder):
+    if state.response.exact and state.outer.moves_x_last:
         _follow(problem, state, penalty, evaluation)
     with torch.no_grad():
         f, g = (float(value) for value in evaluation.pair())
@@ -58,7 +56,7 @@ def verify(
     notes: list[str] = []
     gap, stationarity = math.nan, float(state.record.get("stationarity", math.nan))
     response = None if problem.uses_batches else verifying_response(problem, state)
-    if response is not None and batches == (None, None):
+    if response is not None and all(batch is None for batch in batches):
         try:
             with restoring(state.lower):
                 value, slope = fresh_value(problem, state, response)
@@ -98,7 +96,7 @@ def fresh_value(problem: BilevelProblem, state: State, response: Response) -> tu
         state.lower.assign(start)
         track = Track()
         response.update(problem, state, track, 0.0, [evaluation])
-        answers.append(lagrangian(problem, state, track, evaluation))
+        answers.append(lagrangian(evaluation, track))
     state.lower.assign(reached)
     return min(answers, key=lambda answer: answer[0])
 
@@ -112,12 +110,12 @@ def fresh_stationarity(
 ) -> float:
     """The ``stationarity`` of a :class:`~bilevel.Solution`; moves y's leaves.
 
-    A difference-of-convex step ends where constraints of (x, y) meet and multipliers need not be
-    unique, so that there, as with upper constraints, those that fit best are found for (x, y).
+    Where an outer step ends at points in (x, y) whose multipliers need not be unique, as with upper
+    constraints, those that fit best are found for (x, y).
     """
     if not state.upper.leaves:
         return 0.0
-    if problem.upper_constraints is not None or isinstance(state.outer, DifferenceOfConvex):
+    if problem.upper_constraints is not None or state.outer.ends_in_both:
         return _kkt_residual(problem, state, penalty, value_gradient)
     evaluation, track = Evaluation(problem, state), Track()
     response.update(problem, state, track, 1.0 / penalty, [evaluation])
@@ -174,7 +172,6 @@ def _outer_gradient(
 
 
 def _projected_norm(state: State, outer: Array) -> float:
-
     level = state.upper
     level.clear_gradients()
     for leaf, part in zip(level.leaves, unflatten(outer, level.leaves), strict=True):

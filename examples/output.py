@@ -37,5 +37,6 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def save_figure(figure, folder: Path, name: str) -> None:
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{kind}", dpi=150)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    figure.set_layout_engine("none")  # the layout is found
+    figure.savefig(folder / f"{name}.svg")

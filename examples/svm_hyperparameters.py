@@ -49,7 +49,7 @@ SOLVERS = ("blocc", "pbgd-free", "dc")
 #: Training and validation rows: those of the paper, and what the smaller data set affords.
 SIZES = {"breast_cancer": (300, 100), "diabetes": (500, 150), "fourclass": (500, 150)}
 GRID = np.logspace(-4, 2, 13)
-DC_STEPS = 40
+DC_STEPS = 25
 
 
 def main() -> None:
@@ -161,7 +161,7 @@ def make_solver(name: str, args: argparse.Namespace, certified: bool) -> BLOCC |
     # At f* the follower has no choice, so the penalty may vanish. Where that is not certified it
     # has to grow, or the follower would be forgotten.
     falling = Geometric(args.penalty, args.penalty / 3**12, steps=12)
-    rising = Geometric(0.1, 100.0, steps=30)
+    rising = Geometric(0.1, 1000.0, steps=15)
     return BLOCC(penalty=falling if certified else rising, outer=DifferenceOfConvex())
 
 

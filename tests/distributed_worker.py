@@ -24,7 +24,7 @@ from bilevel import PBGD, BilevelProblem, PBGDFree
 from bilevel.callbacks import Callback, Checkpoint
 from bilevel.errors import BilevelError
 
-STEPS = 20
+STEPS, FEWER_STEPS = 20, 8
 EVERY = 4
 SGD = {"upper_lr": 0.1, "lower_lr": 0.3}
 ADAM = {
@@ -54,6 +54,10 @@ class Case:
     wrapping: str
     solver: str
 
+    @property
+    def steps(self) -> int:
+        return STEPS if self.problem == "network" else FEWER_STEPS
+
     def __str__(self) -> str:
         return f"{self.problem} under {self.wrapping} by {self.solver}"
 
@@ -65,12 +69,12 @@ def cases(problem: str, wrappings: tuple[str, ...], *solvers: str) -> list[Case]
 QUICK = [
     *cases("network", ("ddp", "ddp apart"), "free-1 sgd", "alternating adam", "joint sgd"),
     *cases("network", ("fsdp",), "alternating sgd", "joint adam"),
-    *cases("network", ("fsdp apart",), "free-3 sgd", "alternating adam", "joint sgd"),
+    *cases("network", ("fsdp apart",), "free-3 sgd", "alternating adam"),
     *cases("network", ("ddp", "fsdp apart"), "clipped"),
     *cases("network", ("ddp",), "alternating, accumulating", "joint, accumulating"),
     *cases("network", ("fsdp",), "joint, accumulating"),
     *cases("features", ("ddp apart",), "free-1 sgd", "alternating sgd", "joint sgd"),
-    *cases("features", ("fsdp apart",), "alternating sgd", "joint sgd"),
+    *cases("features", ("fsdp apart",), "joint sgd"),
     *cases("objectives", ("ddp", "fsdp"), "alternating sgd"),
     *cases("two heads", ("ddp",), "free-3 sgd", "alternating sgd", "joint sgd"),
     *cases("two heads", ("fsdp",), "alternating sgd"),
@@ -221,7 +225,7 @@ def solve(case: Case, **options: Any) -> dict[str, Any]:
     problem, x, y = PROBLEMS[case.problem](net, case.wrapping)
     data = {"upper_batches": mine(batches(1)), "lower_batches": mine(batches(2))}
     solution = SOLVERS[case.solver].solve(
-        problem, x, y, max_steps=STEPS, tolerance=0.0, progress=False,
+        problem, x, y, max_steps=case.steps, tolerance=0.0, progress=False,
         **({} if case.problem == "data of its own" else data), **{"log_every": EVERY, **options},
     )  # fmt: skip
     return {
@@ -303,8 +307,8 @@ def killed(folder: Path) -> None:
 
 def resumed(folder: Path, wrapping: str) -> dict[str, Any]:
     path = folder / f"{wrapping}.checkpoint"
-    if wrapping == "ddp":  # not killed: ended early, its last checkpoint at step 12
-        random_run(wrapping, max_steps=12, callbacks=[Checkpoint(path, every=5)])
+    if wrapping == "ddp":  # not killed: ended early, its last checkpoint at step 13
+        random_run(wrapping, max_steps=13, callbacks=[Checkpoint(path, every=5)])
     return {
         "whole": random_run(wrapping, max_steps=STEPS),
         "resumed": random_run(wrapping, max_steps=STEPS, resume=path),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import EVERY, PROBLEMS, QUICK, SGD, SLOW, STEPS, Case, solve
+from distributed_worker import EVERY, PROBLEMS, QUICK, SGD, SLOW, Case, solve
 from networks import network
 
 from bilevel import PBGD, PBGDFree
@@ -72,7 +72,7 @@ def assert_as_one_process(case, found):
         for name in ("upper", "lower", "stationarity", "lower_residual", "lower_gap"):
             if name in alone["history"]:
                 assert two["history"][name] == pytest.approx(alone["history"][name], abs=1e-5)
-        assert two["history"]["step"] == [*range(1, STEPS, EVERY), STEPS]
+        assert two["history"]["step"] == [*range(1, case.steps, EVERY), case.steps]
         for name in ("upper_value", "lower_value"):
             assert two[name] == pytest.approx(alone[name], abs=1e-5)
         if case.problem != "data of its own":  # there, one process alone solves for v(x) again

@@ -26,6 +26,7 @@ from bilevel.estimators.folds import fold_machines, signs
 from bilevel.estimators.losses import LOG, SMOOTHED_ZERO_ONE, SQUARED_HINGE
 from bilevel.estimators.newton import NewtonResponse
 from bilevel.estimators.selection import selection_problem
+from bilevel.evaluation import Evaluation
 
 LOSSES = {"log_loss": LOG, "squared_hinge": SQUARED_HINGE, "smoothed_zero_one": SMOOTHED_ZERO_ONE}
 VALIDATION = {
@@ -49,12 +50,14 @@ def iris():
     return scale(features), np.array(["setosa", "versicolor", "virginica"])[codes]
 
 
-def machines_of(data, loss="log_loss", validation_loss="log_loss", shrinkage=0.0, folds=5):
+def machines_of(
+    data, loss="log_loss", validation_loss="log_loss", shrinkage=0.0, folds=5, folds_by=None
+):
     features, targets = data
     classes, codes = np.unique(targets, return_inverse=True)
     return fold_machines(
         features, signs(codes, len(classes)), np.ones(len(codes)),
-        list(StratifiedKFold(folds).split(features, codes)),
+        list(StratifiedKFold(folds).split(features, codes if folds_by is None else folds_by)),
         LOSSES[loss], LOSSES[validation_loss], shrinkage,
     )  # fmt: skip
 
@@ -159,13 +162,7 @@ def test_one_c_for_three_classes_minimises_their_mean_loss(iris):
     def mean_loss(c):
         total = 0.0
         for name in model.classes_:
-            machines = machines_of((features, names == name))
-            # The folds are those of the three classes.
-            training, validation = np.zeros((2, 5, 150))
-            for k, (train, held_out) in enumerate(StratifiedKFold(5).split(features, names)):
-                training[k, train], validation[k, held_out] = 1 / 120, 1 / 150
-            object.__setattr__(machines, "training", training)
-            object.__setattr__(machines, "validation", validation)
+            machines = machines_of((features, names == name), folds_by=names)
             total += fold_loss(machines, [-np.log(c)]) / 3
         return total
 
@@ -194,16 +191,17 @@ def test_an_offset_of_the_features_changes_nothing(cancer):
 
 def test_weights_count_in_training_and_in_validation(cancer):
     features, labels = cancer
-    weights = np.where(np.arange(len(labels)) % 3 == 0, 0.0, 2.0)
-    kept = weights > 0
-    folds = [(np.flatnonzero(np.arange(len(labels)) % 2 == k), np.flatnonzero(
-        np.arange(len(labels)) % 2 != k)) for k in (0, 1)]  # fmt: skip
-    position = np.cumsum(kept) - 1
-    fewer = [tuple(position[part[kept[part]]] for part in fold) for fold in folds]
+    rows = np.arange(len(labels))
+    kept = rows % 3 != 0
+    folds = [(rows[rows % 2 == k], rows[rows % 2 != k]) for k in (0, 1)]
+    renumbered = np.cumsum(kept) - 1
+    fewer = [tuple(renumbered[part[kept[part]]] for part in fold) for fold in folds]
+    weights = np.where(kept, 2.0, 0.0)
     weighted = BilevelSVC(cv=folds, C_bounds=(1e-2, 1e2)).fit(features, labels, weights)
     removed = BilevelSVC(cv=fewer, C_bounds=(1e-2, 1e2)).fit(features[kept], labels[kept])
     # Twice the weight is half the C.
     assert 2 * weighted.best_C_ == pytest.approx(removed.best_C_, rel=1e-2)
+    np.testing.assert_allclose(weighted.coef_, removed.coef_, rtol=1e-2)
 
 
 # The final classifier ----------------------------------------------------------------------------
@@ -253,17 +251,11 @@ def test_the_gradient_per_feature_is_that_of_finite_differences(cancer, validati
     problem = selection_problem(NewtonResponse(machines), (1e-4, 1e4))
     solver = PBGD(penalty=1e5)
     state = solver.init(problem, torch.from_numpy(point), torch.zeros(5, 11, dtype=torch.float64))
-    solver.respond(problem, state, 1e5, evaluations := [_evaluation(problem, state)])
+    solver.respond(problem, state, 1e5, evaluations := [Evaluation(problem, state)])
     solver.outer_gradient(problem, state, 1e5, evaluations)
     found = state.upper.leaves[0].grad.numpy()
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert np.linalg.norm(expected) > 1e-2
-
-
-def _evaluation(problem, state):
-    from bilevel.evaluation import Evaluation
-
-    return Evaluation(problem, state)
 
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_hinge"])
@@ -290,7 +282,7 @@ def test_responses_agree_with_the_librarys_exact_response(cancer):
     for response in (None, Exact()):
         solver = PBGD(penalty=10.0, response=response)
         state = solver.init(problem, x, y)
-        solver.respond(problem, state, 10.0, [_evaluation(problem, state)])
+        solver.respond(problem, state, 10.0, [Evaluation(problem, state)])
         answers.append((state.y, state.original.values[0]))
     for own, exact in zip(*answers, strict=True):
         torch.testing.assert_close(own, exact, rtol=1e-7, atol=1e-8)

@@ -11,7 +11,7 @@ from bilevel.calculus import Array, gradient
 from bilevel.diagnostics.point import at, require_upper_variable, respond
 from bilevel.errors import NotApplicableError
 from bilevel.evaluation import Evaluation
-from bilevel.outer.value_function import lagrangian
+from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
@@ -123,13 +123,13 @@ def gradient_parts(
     evaluations_before = state.gradient_evaluations
     with state.lower.frozen():
         kept = gradient(evaluation.upper(through_x=True), state.upper.leaves)
-    _, slope_perturbed = lagrangian(problem, state, state.perturbed, evaluation)
+    _, slope_perturbed = lagrangian(evaluation, state.perturbed)
     track = Track()
     response.start(problem, state, track)
     try:
         for _ in range(1 if response.exact else _APPROXIMATE_UPDATES):
             response.update(problem, state, track, 0.0, [evaluation])
-        _, slope_original = lagrangian(problem, state, track, evaluation)
+        _, slope_original = lagrangian(evaluation, track)
     finally:
         state.lower.assign(perturbed)
         state.gradient_evaluations = evaluations_before

@@ -24,7 +24,8 @@ from bilevel.errors import (
     ResponseError,
 )
 from bilevel.evaluation import Evaluation
-from bilevel.outer.value_function import lagrangian
+from bilevel.lagrangian import lagrangian
+from bilevel.options import check_count
 from bilevel.schedules import penalty_at
 from bilevel.state import State
 
@@ -69,8 +70,7 @@ class Flatness(Callback):
     """
 
     def __init__(self, every: int, factors: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise OptionError(f"every={every!r}, expected an integer >= 1")
+        check_count("every", every)
         if not factors or not all(0 < factor < math.inf for factor in factors):
             raise OptionError(f"factors={factors!r}, expected positive finite numbers")
         self.every = every
@@ -152,13 +152,13 @@ class Flatness(Callback):
             y_g, f_g = state.lower.vector(), _upper_value(evaluation)
             with state.upper.frozen():
                 slope = float(np.linalg.norm(gradient(evaluation.upper(), state.lower.leaves)))
-            _, value_gradient = lagrangian(problem, state, track, evaluation)
+            _, value_gradient = lagrangian(evaluation, track)
             for row in rows:
                 state.lower.assign(start)
                 with suppress(*_FAILURES):
                     weight = 1.0 / row["penalty"]
                     track = respond(problem, state, state.response, weight, evaluation)
-                    _, perturbed = lagrangian(problem, state, track, evaluation)
+                    _, perturbed = lagrangian(evaluation, track)
                     omitted = row["penalty"] * float(np.linalg.norm(perturbed - value_gradient))
                     row["distance"] = float(np.linalg.norm(state.lower.vector() - y_g))
                     row["difference"] = abs(_upper_value(evaluation) - f_g)

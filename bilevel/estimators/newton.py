@@ -18,6 +18,8 @@ from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
 
+#: Bound on the gradient's entries, relative to the mean size of the entries of X's column.
+_TOLERANCE = 1e-12
 #: A step with an old Hessian must reduce the gradient to this share for the Hessian to be kept.
 _CONTRACTION = 0.01
 #: Keeps a Hessian regular where no example curves the loss in the direction of the intercept.
@@ -61,12 +63,9 @@ class NewtonResponse(Response):
     ----------
     machines : Machines
         The classifiers.
-    tolerance : float
-        Bound on the gradient's entries, relative to the mean size of the column's entries.
     """
 
     machines: Machines
-    tolerance: float = 1e-12
     exact = True
     _factors: list[Array | None] = field(init=False, repr=False)
 
@@ -121,7 +120,7 @@ class NewtonResponse(Response):
             residual = np.max(np.abs(gradient) / scale, axis=1)
             waited = np.where(residual < 0.5 * best, 0, waited + 1)
             best = np.minimum(residual, best)
-            unsolved &= residual > self.tolerance
+            unsolved &= residual > _TOLERANCE
             error = np.sum(np.abs(gradient * at.y), axis=1)
             unsolved &= (waited < _PATIENCE) | (error > _ACCEPTABLE)
             if not np.any(unsolved):

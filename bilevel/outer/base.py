@@ -19,6 +19,12 @@ class Outer(ABC):
 
     #: Whether the step relies on responses that are solved to accuracy.
     needs_exact_response: bool = False
+    #: Whether objectives may take batches.
+    takes_batches: bool = True
+    #: Whether a step ends with x, so that y_γ has yet to follow it.
+    moves_x_last: bool = False
+    #: Whether steps end at stationary points in (x, y) together, where constraints meet.
+    ends_in_both: bool = False
 
     def default_penalty(self) -> Schedule:
         """The penalty schedule used where the solver was given none."""

@@ -51,6 +51,8 @@ class DifferenceOfConvex(Outer):
     proximal: float = 0.0
     tolerance: float = 1e-8
     needs_exact_response = True
+    takes_batches = False
+    ends_in_both = True
 
     def __post_init__(self) -> None:
         if self.proximal != 0:

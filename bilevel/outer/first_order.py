@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
+from bilevel.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+    take_step,
+)
+from bilevel.options import (
+    check_optimizer_factory,
+    check_optional_positive,
+    check_scheduler_factory,
+)
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import OptimizerFactory, SchedulerFactory
-from bilevel.responses.gradient_descent import check_rate
 from bilevel.state import State
 
 if TYPE_CHECKING:
@@ -47,11 +56,15 @@ class FirstOrder(Outer):
     optimizer: OptimizerFactory | None = None
     scheduler: SchedulerFactory | None = None
     clip_norm: float | None = None
+    moves_x_last = True
 
     def __post_init__(self) -> None:
         if self.lr is not None and self.optimizer is not None:
             raise OptionError("give upper_lr or upper_optimizer, not both")
-        check_rate("upper_lr", self.lr)
+        check_optional_positive("upper_lr", self.lr)
+        check_optional_positive("clip_norm", self.clip_norm)
+        check_optimizer_factory("upper_optimizer", self.optimizer)
+        check_scheduler_factory("upper_scheduler", self.scheduler)
 
     def start(self, problem: BilevelProblem, state: State) -> None:
         """Make the optimiser over x; an empty x (simple bilevel) needs none."""
@@ -61,10 +74,9 @@ class FirstOrder(Outer):
                     "a first-order outer step needs a learning rate: give upper_lr=, or "
                     "upper_optimizer=functools.partial(torch.optim.Adam, lr=...)"
                 )
-            make = self.optimizer or partial(torch.optim.SGD, lr=self.lr or 0.0)
-            state.upper_optimizer = make(state.upper.leaves)
-            if self.scheduler is not None:
-                state.upper_scheduler = self.scheduler(state.upper_optimizer)
+            optimizer = make_optimizer("upper_optimizer", state.upper, self.lr, self.optimizer)
+            state.upper_optimizer = optimizer
+            state.upper_scheduler = make_scheduler("upper_scheduler", optimizer, self.scheduler)
         if problem.upper_constraints is not None:
             values = problem.upper_inequalities(state.upper.tree, state.lower.tree)
             assert values is not None
@@ -85,12 +97,9 @@ class FirstOrder(Outer):
         if optimizer is not None:
             level.clear_gradients()
             solver.outer_gradient(problem, state, penalty, evaluations)
-            if self.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(level.leaves, self.clip_norm)
             if state.measuring:
                 state.record["stationarity"] = level.projected_gradient_norm()
-            optimizer.step()
-            level.project()
+            take_step(level, optimizer, self.clip_norm)
             if state.upper_scheduler is not None:
                 state.upper_scheduler.step()
         self._ascend_multipliers(problem, state)

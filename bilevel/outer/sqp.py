@@ -29,7 +29,9 @@ from bilevel.verification import fresh_stationarity, fresh_value, restoring
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
 
-#: The relaxation's weight against the largest lower-level multiplier seen.
+#: The first weight of the relaxed lower level, above the multipliers of well-scaled problems.
+_FIRST_ELASTIC = 10.0
+#: Growth of that weight where it is too small, and its margin in the program over (x, y).
 _ELASTIC_FACTOR = 10.0
 #: Weight beyond which multipliers count as unbounded: there is no Slater point.
 _LARGEST_ELASTIC = 1e8
@@ -66,6 +68,7 @@ class SQP(Outer):
     max_iterations: int = 60
     tolerance: float = 1e-10
     needs_exact_response = True
+    takes_batches = False
 
     def __post_init__(self) -> None:
         check_count("max_iterations", self.max_iterations)
@@ -76,8 +79,8 @@ class SQP(Outer):
         return Geometric(1.0, 1e6, steps=6)
 
     def start(self, problem: BilevelProblem, state: State) -> None:
-        """Begin with the relaxation's weight unset."""
-        state.outer_state["elastic"] = 10.0
+        """Set the relaxation's first weight."""
+        state.outer_state["elastic"] = _FIRST_ELASTIC
 
     def advance(
         self,

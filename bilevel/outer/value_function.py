@@ -13,6 +13,7 @@ from torch import Tensor
 from bilevel.calculus import Array, gradient, hessian, jacobian
 from bilevel.errors import InfeasibleError, ResponseError
 from bilevel.evaluation import Evaluation
+from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.program import lower_equalities, lower_inequalities
 from bilevel.responses.exact import Exact
@@ -74,7 +75,7 @@ class ValueFunction:
         if self._last is None or self._last[0] != key:
             with self.state.at_original() as track:
                 self._respond(track)
-                value, slope = lagrangian(self.problem, self.state, track, self.evaluation)
+                value, slope = lagrangian(self.evaluation, track)
                 self._last = (key, Value(value, slope, _largest(track)))
         return self._last[1]
 
@@ -152,20 +153,6 @@ class ValueFunction:
         pressing = np.abs(reduced) > _ZERO * np.abs(reduced).max(initial=1.0)
         held: Mask = ((y <= low + slack) | (y >= high - slack)) & (pressing | (low == high))
         return ~held
-
-
-def lagrangian(
-    problem: BilevelProblem, state: State, track: Track, evaluation: Evaluation
-) -> tuple[float, Array]:
-    """The lower Lagrangian's value and x-gradient at the y in the leaves and a track's multipliers.
-
-    At a response its value is v(x), relaxed constraints included: μ is the weight there.
-    """
-    with state.lower.frozen():
-        total = evaluation.lower(through_x=True) + evaluation.lagrangian_terms(
-            track.inequality_multipliers, track.equality_multipliers
-        )
-        return float(total.detach()), gradient(total, state.upper.leaves)
 
 
 def _largest(track: Track) -> float:

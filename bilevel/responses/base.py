@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
-
-import torch
-from torch import Tensor
 
 from bilevel.calculus import Array
 from bilevel.evaluation import Evaluation
 from bilevel.problem import BilevelProblem
 from bilevel.state import State, Track
-
-OptimizerFactory: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
 
 
 class Response(ABC):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-
-import torch
 
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward, require_gradients
+from bilevel.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+    take_step,
+)
 from bilevel.options import (
     check_count,
     check_optimizer_factory,
-    check_positive,
+    check_optional_positive,
     check_scheduler_factory,
 )
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
+from bilevel.responses.base import Response
 from bilevel.state import State, Track
 
 
@@ -57,8 +61,8 @@ class GradientDescent(Response):
                 "the lower level needs a learning rate: give lower_lr=, or lower_optimizer="
                 "functools.partial(torch.optim.Adam, lr=...), and not both"
             )
-        check_rate("lower_lr", self.lr)
-        check_rate("clip_norm", self.clip_norm)
+        check_optional_positive("lower_lr", self.lr)
+        check_optional_positive("clip_norm", self.clip_norm)
         check_optimizer_factory("lower_optimizer", self.optimizer)
         check_scheduler_factory("lower_scheduler", self.scheduler)
 
@@ -69,9 +73,8 @@ class GradientDescent(Response):
                 "GradientDescent cannot keep lower-level constraints; use MaxMin() or Exact() as "
                 "the response, or state simple sets as lower_domain"
             )
-        make = self.optimizer or partial(torch.optim.SGD, lr=self.lr or 0.0)
-        track.optimizer = make(state.lower.leaves)
-        track.scheduler = self.scheduler(track.optimizer) if self.scheduler else None
+        track.optimizer = make_optimizer("lower_optimizer", state.lower, self.lr, self.optimizer)
+        track.scheduler = make_scheduler("lower_scheduler", track.optimizer, self.scheduler)
 
     def update(
         self,
@@ -91,21 +94,12 @@ class GradientDescent(Response):
                     for loss in evaluation.losses(weight, 1.0):
                         backward(loss / len(evaluations), level, state, _source(weight))
                 require_gradients(level, _source(weight))
-                if self.clip_norm is not None:
-                    level.clip_gradients(self.clip_norm)
                 if state.measuring and k == 0 and weight > 0:
                     state.record["lower_residual"] = level.projected_gradient_norm()
-                optimizer.step()
-                level.project()
+                take_step(level, optimizer, self.clip_norm)
         if track.scheduler is not None:
             track.scheduler.step()
 
 
 def _source(weight: float) -> str:
     return "lower (g)" if weight == 0.0 else "upper/penalty + lower (f/γ + g)"
-
-
-def check_rate(name: str, rate: float | None) -> None:
-    """Refuse a learning rate that is given and not a positive finite number."""
-    if rate is not None:
-        check_positive(name, rate)

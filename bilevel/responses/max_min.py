@@ -10,10 +10,9 @@ from torch import Tensor
 from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation, require_same_length
 from bilevel.gradients import backward, require_gradients
-from bilevel.options import check_count
+from bilevel.options import check_count, check_optional_positive
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
-from bilevel.responses.gradient_descent import check_rate
 from bilevel.state import State, Track
 
 
@@ -67,8 +66,8 @@ class MaxMin(Response):
                 "first-order steps on a constrained lower level need a step size: give lower_lr=, "
                 "or response=MaxMin(lr=..., dual_lr=...)"
             )
-        check_rate("MaxMin lr", self.lr)
-        check_rate("MaxMin dual_lr", self.dual_lr)
+        check_optional_positive("MaxMin lr", self.lr)
+        check_optional_positive("MaxMin dual_lr", self.dual_lr)
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
         """Begin with zero multipliers."""
@@ -121,13 +120,8 @@ class MaxMin(Response):
         level = state.lower
         level.clear_gradients()
         for evaluation in evaluations:
-            if weight == 0.0:
-                loss = evaluation.lower()
-            else:
-                f, g = evaluation.pair()
-                loss = weight * f + g
-            loss = loss + evaluation.lagrangian_terms(mu, nu)
-            backward(loss / len(evaluations), level, state, "the lower-level Lagrangian")
+            for loss in evaluation.losses(weight, 1.0, mu, nu):
+                backward(loss / len(evaluations), level, state, "the lower-level Lagrangian")
         require_gradients(level, "the lower-level Lagrangian")
         if state.measuring and weight > 0:
             state.record["lower_residual"] = level.projected_gradient_norm()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,23 +16,23 @@ from bilevel.dependence import require_dependence, require_dependence_seen
 from bilevel.errors import OptionError, ProblemError, VariableError
 from bilevel.evaluation import Evaluation, accumulate
 from bilevel.failures import accounted
-from bilevel.options import check_count, described
+from bilevel.optimizers import OptimizerFactory, SchedulerFactory
+from bilevel.options import check_count, check_optional_positive, described
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import OptimizerFactory, Response, SchedulerFactory
-from bilevel.responses.gradient_descent import check_rate
+from bilevel.responses.base import Response
 from bilevel.schedules import Schedule, as_schedule, penalty_at
 from bilevel.solution import Solution
 from bilevel.solvers.choice import choose
-from bilevel.solvers.loop import FEASIBILITY, run_solver
-from bilevel.solvers.parts import check_optimizers, check_parts
+from bilevel.solvers.loop import run_solver
+from bilevel.solvers.parts import check_parts
 from bilevel.solvers.restarts import best_of
 from bilevel.state import State, Track
 from bilevel.trees import Tree
 from bilevel.variables import Level
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PenaltySolver(ABC):
     """A penalty method: responses at x, an outer direction from them, an outer step.
 
@@ -77,7 +77,7 @@ class PenaltySolver(ABC):
 
     def __post_init__(self) -> None:
         for name in ("upper_lr", "lower_lr", "clip_norm"):
-            check_rate(name, getattr(self, name))
+            check_optional_positive(name, getattr(self, name))
         if self.penalty is not None:
             as_schedule(self.penalty)
         check_count("accumulate", self.accumulate)
@@ -89,14 +89,19 @@ class PenaltySolver(ABC):
             )
         check_parts(self)
 
+    def __repr__(self) -> str:
+        values = [(each, getattr(self, each.name)) for each in fields(self)]
+        given = [f"{each.name}={value!r}" for each, value in values if value != each.default]
+        return f"{type(self).__name__}({', '.join(given)})"
+
     # What a method defines ----------------------------------------------------------------------
 
     #: Whether the method follows the original response y_g beside the perturbed one.
     tracks_original: ClassVar[bool] = True
 
-    @abstractmethod
     def check(self, problem: BilevelProblem) -> None:
-        """Refuse a problem of a form that the method cannot solve."""
+        """Refuse a problem of a form that the method cannot solve; none, unless it says so."""
+        return None
 
     @abstractmethod
     def outer_gradient(
@@ -144,7 +149,6 @@ class PenaltySolver(ABC):
             state.original = Track(values=lower.values())
             response.start(problem, state, state.original)
         outer.start(problem, state)
-        check_optimizers(state)
         return state
 
     def step(
@@ -253,9 +257,8 @@ class PenaltySolver(ABC):
         }
         if restarts:
             return best_of(
-                lambda x, y: self._run(problem, x, y, options),
-                problem, x0, y0, restarts, seed, FEASIBILITY,
-            )  # fmt: skip
+                lambda x, y: self._run(problem, x, y, options), problem, x0, y0, restarts, seed
+            )
         return self._run(problem, x0, y0, options)
 
     def _run(self, problem: BilevelProblem, x: Tree, y: Tree, options: dict[str, Any]) -> Solution:

@@ -11,7 +11,7 @@ from bilevel.solvers.direction import penalised_value_gradient
 from bilevel.state import State
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BLOCC(PenaltySolver):
     r"""Primal-dual penalty method for coupled lower-level constraints.
 
@@ -34,16 +34,30 @@ class BLOCC(PenaltySolver):
     Equality constraints h(x, y) = 0 enter in the same way, with free multipliers. First order only;
     needs a lower level that is convex in y, and multipliers that are bounded near the solution.
 
-    Options are those of :class:`~bilevel.solvers.base.PenaltySolver`. With none given, a small
-    smooth problem is solved by SQP steps on the penalised problem with exact responses, the penalty
-    growing from 1 to 1e6. A double loop is ``response=MaxMin(steps=100)``, the single loop
-    ``response=MaxMin(steps=1)``, each with ``upper_lr``.
+    With no option given, a small smooth problem is solved by SQP steps on the penalised problem
+    with exact responses, the penalty growing from 1 to 1e6.
+
+    Parameters
+    ----------
+    penalty : float or schedule, optional
+        γ > 0: a number, one of :mod:`bilevel.schedules`, or a callable step -> penalty.
+    response : Response, optional
+        How the lower level is solved: :class:`~bilevel.Exact` on small problems where not given;
+        :class:`~bilevel.MaxMin` with ``steps=100`` for the double loop, ``steps=1`` for the single
+        loop; :class:`~bilevel.CvxpyResponse`.
+    upper_lr : float, optional
+        Step size of first-order steps in x, the papers' outer step.
+    lower_lr, inner_steps : float and int, optional
+        Step size in y and μ, and number of steps of a ``MaxMin`` response.
+    outer : Outer, optional
+        Another outer step: :class:`~bilevel.SQP`, :class:`~bilevel.QuasiNewton`,
+        :class:`~bilevel.DifferenceOfConvex`.
+    **options
+        The others (optimisers, schedulers, clipping, accumulation, autocast) are those of
+        :class:`~bilevel.solvers.base.PenaltySolver`.
 
     Source: Jiang et al. 2024, arXiv:2406.10148, Algorithms 1 and 2.
     """
-
-    def check(self, problem: BilevelProblem) -> None:
-        """BLOCC takes every form of problem."""
 
     def outer_gradient(
         self,

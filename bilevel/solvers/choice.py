@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from bilevel.errors import NotApplicableError, OptionError, VariableError
 from bilevel.outer.base import Outer
-from bilevel.outer.difference_of_convex import DifferenceOfConvex
 from bilevel.outer.first_order import FirstOrder
 from bilevel.outer.quasi_newton import QuasiNewton
 from bilevel.outer.sqp import SQP
@@ -42,7 +41,7 @@ def choose(
             "approximate ones: use Exact(), CvxpyResponse(...) or the problem's own response, or a "
             "first-order outer step (upper_lr=...)"
         )
-    if problem.uses_batches and isinstance(outer, SQP | DifferenceOfConvex):
+    if problem.uses_batches and not outer.takes_batches:
         raise NotApplicableError(
             f"{type(outer).__name__} is for problems without data, and the objectives take a "
             "batch: let them hold the whole data set, or use first-order steps (upper_lr=, "

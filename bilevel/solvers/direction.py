@@ -20,14 +20,12 @@ def penalised_value_gradient(
     share = 1.0 / len(evaluations)
     with state.lower.frozen():
         for evaluation in evaluations:
-            f, g = evaluation.pair(through_x=True)
-            terms = evaluation.lagrangian_terms(
-                perturbed.inequality_multipliers, perturbed.equality_multipliers
-            )
-            loss = f + penalty * (g + terms)
-            if loss.requires_grad:
-                source, shared = "the penalised objective f + γ g", problem.features is not None
-                backward(share * loss, state.upper, state, source, retain_graph=shared)
+            mu, nu = perturbed.inequality_multipliers, perturbed.equality_multipliers
+            for loss in evaluation.losses(1.0, penalty, mu, nu, through_x=True):
+                if loss.requires_grad:
+                    source = "the penalised objective f + γ g"
+                    keep = evaluation.keeps_features
+                    backward(share * loss, state.upper, state, source, retain_graph=keep)
         with state.at_original():
             for evaluation in evaluations:
                 g = evaluation.lower(through_x=True)

@@ -18,6 +18,7 @@ from bilevel.callbacks import Callback, Record
 from bilevel.errors import CheckpointError, DivergenceError, NonFiniteError
 from bilevel.problem import BilevelProblem
 from bilevel.progress import ProgressBar
+from bilevel.random_state import get_random_state, set_random_state
 from bilevel.schedules import penalty_at, settled
 from bilevel.solution import Solution, Status
 from bilevel.state import State
@@ -65,10 +66,8 @@ class Run:
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "records": self.records,
             "elapsed": self.seconds,
-            "random": torch.get_rng_state(),
+            "random": get_random_state(),
         }
-        if torch.cuda.is_available():
-            content["cuda_random"] = torch.cuda.get_rng_state_all()
         checkpoints.save(path, content)
 
     def restore(self, path: Path) -> None:
@@ -88,9 +87,7 @@ class Run:
             stream.load_state_dict(saved["streams"][name])
         self.records = saved["records"]
         self.elapsed = saved["elapsed"]
-        torch.set_rng_state(saved["random"])
-        if torch.cuda.is_available() and "cuda_random" in saved:
-            torch.cuda.set_rng_state_all(saved["cuda_random"])
+        set_random_state(saved["random"])
 
 
 def run_solver(

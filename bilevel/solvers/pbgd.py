@@ -9,13 +9,15 @@ import torch
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward, require_gradients
+from bilevel.optimizers import take_step
 from bilevel.problem import BilevelProblem
+from bilevel.responses.gradient_descent import GradientDescent
 from bilevel.solvers.base import PenaltySolver
 from bilevel.solvers.direction import penalised_value_gradient
 from bilevel.state import State
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PBGD(PenaltySolver):
     r"""Penalty-based bilevel gradient descent.
 
@@ -26,14 +28,31 @@ class PBGD(PenaltySolver):
         \nabla F_\gamma(x) = \nabla_x f(x, y_\gamma)
         + \gamma\,[\nabla_x g(x, y_\gamma) - \nabla_x g(x, y_g)].
 
-    ``variant="alternating"`` (default) moves the responses first, by ``inner_steps`` steps each,
-    and then x at the new responses; its step size in x need not shrink with γ. ``variant="joint"``
+    The alternating variant moves the responses first, by ``inner_steps`` steps each,
+    and then x at the new responses; its step size in x need not shrink with γ. The joint variant
     moves x and y together by one gradient step of f + γ(g − v), after ``inner_steps`` steps on y_g:
     the y-gradient is scaled to that of f/γ + g, so ``lower_lr`` means the same in both.
 
     For an unconstrained lower level or a simple domain; with constraints use
     :class:`~bilevel.BLOCC`.
-    Options are those of :class:`~bilevel.solvers.base.PenaltySolver`.
+
+    Parameters
+    ----------
+    variant : {"alternating", "joint"}
+        As above.
+    penalty : float or schedule, optional
+        γ > 0: a number, one of :mod:`bilevel.schedules`, or a callable step -> penalty.
+    upper_lr, lower_lr : float, optional
+        Step sizes of plain gradient descent. Where not given, nor an optimiser, small problems are
+        solved by SQP or quasi-Newton steps with exact responses.
+    inner_steps : int, optional
+        K, steps on each response in one outer step.
+    upper_optimizer, lower_optimizer : callable, optional
+        Leaves -> ``torch.optim`` optimiser, in the place of a step size; for instance
+        ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
+    **options
+        The others (response, outer step, schedulers, clipping, accumulation, autocast) are those of
+        :class:`~bilevel.solvers.base.PenaltySolver`.
 
     Source: joint variant Shen and Chen 2023, arXiv:2302.05185, Algorithm 1; alternating variant
     arXiv:2507.20400, section 2.
@@ -81,15 +100,15 @@ class PBGD(PenaltySolver):
         if self.variant == "alternating":
             penalised_value_gradient(problem, state, penalty, evaluations)
             return
-        assert state.perturbed.optimizer is not None
+        response, track = state.response, state.perturbed
+        assert isinstance(response, GradientDescent)
+        assert track.optimizer is not None
         share = 1.0 / len(evaluations)
         state.lower.clear_gradients()
         for evaluation in evaluations:
-            f, g = evaluation.pair(through_x=True)
-            backward(
-                share * (f + penalty * g), state.lower, state, "f + γ g",
-                retain_graph=problem.features is not None,
-            )  # fmt: skip
+            for loss in evaluation.losses(1.0, penalty, through_x=True):
+                keep = evaluation.keeps_features
+                backward(share * loss, state.lower, state, "f + γ g", retain_graph=keep)
             with state.lower.frozen(), state.at_original():
                 g = evaluation.lower(through_x=True)
                 state.record["value"] = g.detach()
@@ -97,5 +116,8 @@ class PBGD(PenaltySolver):
                     backward(-penalty * share * g, state.upper, state, "lower (g)")
         require_gradients(state.upper, "upper (f) or lower (g)")
         torch._foreach_div_(state.lower.gradients(), penalty)
-        state.perturbed.optimizer.step()
-        state.lower.project()
+        if state.measuring:
+            state.record["lower_residual"] = state.lower.projected_gradient_norm()
+        take_step(state.lower, track.optimizer, response.clip_norm)
+        if track.scheduler is not None:
+            track.scheduler.step()

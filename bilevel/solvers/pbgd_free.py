@@ -14,11 +14,10 @@ from bilevel.diagnostics.bias import measure_bias
 from bilevel.errors import BiasWarning, NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward
-from bilevel.options import check_count
+from bilevel.options import check_count, check_positive
 from bilevel.problem import BilevelProblem
 from bilevel.responses.base import Response
 from bilevel.responses.exact import EXACT_LIMIT, Exact
-from bilevel.responses.gradient_descent import check_rate
 from bilevel.schedules import penalty_at
 from bilevel.solution import Solution, Status
 from bilevel.solvers.base import PenaltySolver
@@ -26,7 +25,7 @@ from bilevel.state import State
 from bilevel.trees import Tree
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PBGDFree(PenaltySolver):
     r"""Value-function-free penalty-based bilevel gradient descent.
 
@@ -45,6 +44,15 @@ class PBGDFree(PenaltySolver):
 
     Parameters
     ----------
+    penalty : float or schedule, optional
+        γ > 0: a number, one of :mod:`bilevel.schedules`, or a callable step -> penalty.
+    upper_lr, lower_lr : float, optional
+        η_x and η_y, for plain gradient descent.
+    inner_steps : int, optional
+        K, steps on the response in one outer step.
+    upper_optimizer, lower_optimizer : callable, optional
+        Leaves -> ``torch.optim`` optimiser, in the place of a step size; for instance
+        ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
     bias_every : int, optional
         Measure the bias every so many steps (one extra solve of the lower level each time) and
         warn when it outweighs the direction that the method follows.
@@ -53,8 +61,9 @@ class PBGDFree(PenaltySolver):
         method ends: at ``polish_below``, or after ``max_steps``, which holds for each of the two.
     polish_below : float
         Residual at which ``polish`` takes over.
-
-    The other options are those of :class:`~bilevel.solvers.base.PenaltySolver`.
+    **options
+        The others (response, schedulers, clipping, accumulation, autocast) are those of
+        :class:`~bilevel.solvers.base.PenaltySolver`.
 
     Source: Jiang et al. 2025, arXiv:2507.20400, Algorithm 1; constrained lower levels
     arXiv:2511.16796.
@@ -76,10 +85,7 @@ class PBGDFree(PenaltySolver):
                 f"polish={self.polish!r}, expected a solver with the full gradient: PBGD(...) or "
                 "BLOCC(...)"
             )
-        check_rate("polish_below", self.polish_below)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """PBGD-Free takes every form of problem in which f depends on x directly."""
+        check_positive("polish_below", self.polish_below)
 
     def outer_gradient(
         self,
@@ -123,7 +129,7 @@ class PBGDFree(PenaltySolver):
         if self.polish is None:
             return super()._run(problem, x, y, options)
         resume = options["resume"]
-        if resume is not None and checkpoints.load(Path(resume))["solver"] != "PBGDFree":
+        if resume is not None and checkpoints.load(Path(resume))["solver"] != type(self).__name__:
             return self.polish._run(problem, x, y, options)
         tolerance = max(options["tolerance"], self.polish_below)
         first = super()._run(problem, x, y, {**options, "tolerance": tolerance})

@@ -10,6 +10,7 @@ import torch
 from bilevel.errors import BilevelError, OptionError
 from bilevel.problem import BilevelProblem
 from bilevel.solution import Solution
+from bilevel.solvers.loop import FEASIBILITY
 from bilevel.trees import Tree, rebuild
 from bilevel.variables import Level
 
@@ -21,7 +22,6 @@ def best_of(
     y0: Tree,
     restarts: int,
     seed: int,
-    feasibility: float,
 ) -> Solution:
     """Solve from the given start and from ``restarts`` random ones.
 
@@ -52,8 +52,8 @@ def best_of(
             failures.append(error)
     if not solutions:
         raise failures[0]
-    best = min(solutions, key=lambda each: _rank(each, feasibility))
-    feasible = sum(_rank(each, feasibility)[0] == 0 for each in solutions)
+    best = min(solutions, key=_rank)
+    feasible = sum(_rank(each)[0] == 0 for each in solutions)
     best.notes.append(
         f"best of {len(starts)} starts, {feasible} of them feasible"
         + (f", {len(failures)} failed (the first: {failures[0]})" if failures else "")
@@ -69,7 +69,7 @@ def _sample(level: Level, tree: Tree, generator: torch.Generator) -> Tree:
     return rebuild(tree, leaves)
 
 
-def _rank(solution: Solution, feasibility: float) -> tuple[int, float]:
+def _rank(solution: Solution) -> tuple[int, float]:
     """Verified answers first, by their upper value, then those whose gap could not be measured.
 
     The others follow by how infeasible they are.
@@ -77,6 +77,6 @@ def _rank(solution: Solution, feasibility: float) -> tuple[int, float]:
     unverified = math.isnan(solution.lower_gap)
     gap = 0.0 if unverified else solution.lower_gap / (1.0 + abs(solution.lower_value))
     worst = max(solution.constraint_violation, gap)
-    if worst <= feasibility:
+    if worst <= FEASIBILITY:
         return int(unverified), solution.upper_value
     return 2, worst

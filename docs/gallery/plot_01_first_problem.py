@@ -67,6 +67,7 @@ BLOCC().solve(problem, x0, torch.tensor(1.0), callbacks=[collect])
 price, capacity = np.meshgrid(np.linspace(2, 11, 200), np.linspace(0, 9, 200))
 profit = price * np.minimum(np.maximum(10 - price, 0), capacity) - 2 * capacity
 
+# sphinx_gallery_thumbnail_number = 2
 fig, ax = plt.subplots(figsize=(6.0, 3.9))
 levels = np.arange(-16, 17, 2)
 filled = ax.contourf(price, capacity, profit, levels, cmap="RdBu", extend="both")

@@ -1,6 +1,6 @@
 r"""
-When the value function can be left out, and when it cannot
-===========================================================
+PBGD-Free and its bias
+======================
 
 :class:`~bilevel.PBGDFree` follows the partial gradient :math:`\nabla_x f(x, y_\gamma)` alone.
 It needs no original response, no second copy of :math:`y` and no inner loop. What it leaves out

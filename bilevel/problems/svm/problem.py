@@ -20,7 +20,9 @@ from bilevel.problems.svm.program import Array, KKTPoint, SVMProgram, signed_row
 from bilevel.problems.svm.response import SVMResponse
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
-from bilevel.variables import Level
+
+#: With a proximal term c is not a closed form of z, and f rises from its floor by c / |c| only.
+_PROXIMAL_TOLERANCE = 1e-12
 
 Examples: TypeAlias = Dataset | tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -91,6 +93,8 @@ def svm_problem(
     ------
     ProblemError, OptionError
         As :func:`signed_rows`, :class:`SVMProgram` and :class:`SVMResponse`.
+    VariableError
+        When it is evaluated where x or y has another shape.
 
     Notes
     -----
@@ -103,8 +107,10 @@ def svm_problem(
     validation_rows = torch.from_numpy(program.validation_rows.copy())
 
     def upper(c: Tensor, z: Tensor) -> Tensor:
-        loss: Tensor = torch.exp(1 - validation_rows @ z).sum()
-        return loss + torch.linalg.vector_norm(c)
+        _require_shape("x", c, rows.shape[:1], "one error bound for each training example")
+        _require_shape("y", z, rows.shape[1:], "the weights, then the intercept")
+        norm: Tensor = torch.linalg.vector_norm(c)
+        return torch.exp(1 - validation_rows @ z).sum() + norm
 
     def lower(c: Tensor, z: Tensor) -> Tensor:
         w = z[:-1]
@@ -146,12 +152,6 @@ class ExactSVMResponse(Response):
         if not 0 < self.margin < np.inf:
             raise OptionError(f"margin={self.margin!r}, expected a positive number, such as 1e-7")
 
-    def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
-        """Check that c and z have the program's shapes."""
-        examples, width = self.kernel.program.train_rows.shape
-        _require_shape(state.upper, (examples,), "one error bound for each training example")
-        _require_shape(state.lower, (width,), "the weights, then the intercept")
-
     def update(
         self,
         problem: BilevelProblem,
@@ -191,7 +191,12 @@ class ExactSVMResponse(Response):
     ) -> bool:
         """Solve the difference-of-convex subproblem and step back from the boundary."""
         c, z = linearised_step(
-            self.kernel.program, state.upper.vector(), penalty, -slope, proximal=proximal
+            self.kernel.program,
+            state.upper.vector(),
+            penalty,
+            -slope,
+            proximal=proximal,
+            tolerance=_PROXIMAL_TOLERANCE if proximal else self.kernel.tolerance,
         )
         state.upper.assign_vector(self.kernel.project(c, self.margin))
         state.lower.assign_vector(z)
@@ -204,10 +209,10 @@ def _rows(examples: Examples) -> Array:
     return signed_rows(*examples)
 
 
-def _require_shape(level: Level, expected: tuple[int, ...], meaning: str) -> None:
-    found = [tuple(leaf.shape) for leaf in level.leaves]
-    if found != [expected]:
+def _require_shape(name: str, value: Tensor, expected: torch.Size, meaning: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != expected:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise VariableError(
-            f"{level.name} has leaves of shapes {found}; this program takes one tensor of shape "
-            f"{expected}: {meaning}"
+            f"{name} is {found}; this program takes one tensor of shape {tuple(expected)}: "
+            f"{meaning}"
         )

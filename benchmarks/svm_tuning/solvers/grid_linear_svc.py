@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import numpy as np
+from benchmark_utils import fitted
+from benchopt import BaseSolver
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import LinearSVC
+
+
+class Solver(BaseSolver):
+    """GridSearchCV over LinearSVC (squared hinge): 13 values of C, accuracy on five folds."""
+
+    name = "grid, LinearSVC"
+    requirements = ["scikit-learn"]
+
+    def set_objective(self, features, labels):
+        self.data = features, labels
+
+    def run(self, _):
+        search = GridSearchCV(LinearSVC(), {"C": np.logspace(-4, 4, 13)}, cv=5)
+        self.classifier, self.cpu_seconds = fitted(search, *self.data)
+
+    def get_result(self):
+        C = self.classifier[-1].best_params_["C"]
+        return {"classifier": self.classifier, "C": C, "cpu_seconds": self.cpu_seconds}
