@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed-
 TORCH := 2.13.0
 
 # More than two workers gain nothing on a suite this quick; each one computes on a single thread.
-PYTEST_ARGS ?= -n auto --maxprocesses 2
+PYTEST_ARGS ?= -n auto --maxprocesses 2 --dist loadfile
 SPHINXOPTS ?=
 BENCHMARK_CONFIG ?= quick.yml
 

@@ -56,7 +56,7 @@ class Track:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if self.values is not None:
-            _copy_values(self.values, saved["values"], "the original response")
+            _copy_values(self.values, saved["values"])
         self.inequality_multipliers = saved["inequality_multipliers"]
         self.equality_multipliers = saved["equality_multipliers"]
         _load_into(self.optimizer, saved["optimizer"])
@@ -143,6 +143,7 @@ class State:
             "finished": self.finished,
             "outer_state": self.outer_state,
             "parts": self.parts(),
+            "optimizers": self.optimizers(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -153,13 +154,21 @@ class State:
         CheckpointError
             the saved state belongs to another problem or solver.
         """
-        if saved["parts"] != self.parts():
-            raise CheckpointError(
-                f"the saved state was made by {saved['parts']}, this solver uses {self.parts()}: "
-                "resume with the solver that began the run"
-            )
-        _copy_values(self.upper.leaves, saved["x"], "x")
-        _copy_values(self.lower.leaves, saved["y"], "y")
+        for name in ("parts", "optimizers"):
+            found, used = saved[name], getattr(self, name)()
+            if found != used:
+                raise CheckpointError(
+                    f"the saved state was made by {found}, this solver uses {used}: resume with "
+                    "the solver that began the run"
+                )
+        # All is compared before anything is changed: parameters would not come back.
+        own = self.state_dict()
+        for name in ("x", "y"):
+            _check_alike(own[name], saved[name], name)
+        if self.original is not None:
+            _check_alike(own["original"]["values"], saved["original"]["values"], "y_g")
+        self.upper.assign(saved["x"])
+        self.lower.assign(saved["y"])
         self.perturbed.load_state_dict(saved["perturbed"])
         if self.original is not None:
             self.original.load_state_dict(saved["original"])
@@ -174,26 +183,33 @@ class State:
         """The names of the response and the outer step in use."""
         return {"response": type(self.response).__name__, "outer": type(self.outer).__name__}
 
+    def optimizers(self) -> dict[str, str | None]:
+        """The names of the optimisers and schedulers in use."""
+        parts = {
+            "upper_optimizer": self.upper_optimizer,
+            "upper_scheduler": self.upper_scheduler,
+            "lower_optimizer": self.perturbed.optimizer,
+            "lower_scheduler": self.perturbed.scheduler,
+        }
+        return {name: part and type(part).__name__ for name, part in parts.items()}
+
 
 def _state_of(part: Any) -> dict[str, Any] | None:
     return None if part is None else part.state_dict()
 
 
 def _load_into(part: Any, saved: dict[str, Any] | None) -> None:
-    if (part is None) != (saved is None):
-        raise CheckpointError(
-            "the saved state and this solver differ in their optimisers or schedulers: resume with "
-            "the solver that began the run"
-        )
     if part is not None:
         part.load_state_dict(saved)
 
 
+def _check_alike(leaves: list[Tensor], saved: list[Tensor], name: str) -> None:
+    own, found = ([(tuple(t.shape), t.dtype) for t in each] for each in (leaves, saved))
+    if own != found:
+        raise CheckpointError(f"the saved {name} has tensors {found}, this problem's has {own}")
+
+
 @torch.no_grad()
-def _copy_values(leaves: list[Tensor], saved: list[Tensor], name: str) -> None:
-    shapes = [tuple(leaf.shape) for leaf in leaves]
-    found = [tuple(value.shape) for value in saved]
-    if shapes != found:
-        raise CheckpointError(f"the saved {name} has shapes {found}, this problem's {shapes}")
+def _copy_values(leaves: list[Tensor], saved: list[Tensor]) -> None:
     for leaf, value in zip(leaves, saved, strict=True):
         leaf.copy_(value)

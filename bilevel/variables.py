@@ -73,6 +73,11 @@ class Level:
         """Number of scalar entries."""
         return sum(leaf.numel() for leaf in self.leaves)
 
+    @property
+    def wrapped(self) -> bool:
+        """Whether a network's wrapper (DDP, ``fully_shard``) may have to see its gradients."""
+        return initialized() and any(map(is_wrapped, self.leaves))
+
     def view(self) -> Tree:
         """The current values: parameters themselves, plain tensors detached but not copied."""
         return rebuild(

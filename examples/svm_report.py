@@ -114,7 +114,7 @@ def _worst(results: dict) -> float:
     optimum = results["relaxed_optimum"]
     found = results["dc"]["exact"]["upper_value"]
     return max(
-        value / best - 1
+        abs(value / best - 1)
         for value, best, certified in zip(
             found, optimum["value"], optimum["certified"], strict=True
         )

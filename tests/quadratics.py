@@ -16,8 +16,8 @@ Array = np.ndarray
 class Quadratic:
     r"""f = ½‖x - a‖² + ½‖y - b‖², g = ½ yᵀQy + yᵀ(Rx + q), c = A y + B x - e <= 0.
 
-    ``a`` is chosen so that x* is stationary for φ(x) = f(x, y_g(x)): with the active constraints and
-    strictly positive multipliers at x* the response is affine nearby, and φ strongly convex there.
+    ``a`` is chosen so that x* is stationary for φ(x) = f(x, y_g(x)): with the active constraints
+    and strictly positive multipliers at x* the response is affine nearby, and φ strongly convex.
     """
 
     Q: Array

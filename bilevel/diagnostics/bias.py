@@ -118,6 +118,11 @@ def gradient_parts(
     where that only makes steps, approximated by a hundred updates of it.
     """
     require_upper_variable(state)
+    if state.upper.wrapped or state.lower.wrapped:
+        raise NotApplicableError(
+            "the bias is measured by derivatives that pass by DDP and fully_shard: measure it in "
+            "one process, on the network itself, and leave bias_every= out here"
+        )
     evaluation = Evaluation(problem, state, *batches)
     perturbed = state.lower.values()
     evaluations_before = state.gradient_evaluations

@@ -34,6 +34,11 @@ def choose(
             "empty"
         )
     response = solver.response or _response(solver, problem, lower)
+    if response.exact and (upper.wrapped or lower.wrapped):
+        raise NotApplicableError(
+            f"{type(response).__name__} solves the lower level by derivatives that pass by DDP and "
+            "fully_shard: give lower_lr= or lower_optimizer= for first-order steps"
+        )
     outer = solver.outer or _outer(solver, problem, upper, lower, response)
     if outer.needs_exact_response and not response.exact:
         raise NotApplicableError(

@@ -15,6 +15,7 @@ import torch
 from bilevel import checkpoints
 from bilevel.batches import BatchStream
 from bilevel.callbacks import Callback, Record
+from bilevel.distributed import gather, mean_values
 from bilevel.errors import CheckpointError, DivergenceError, NonFiniteError
 from bilevel.problem import BilevelProblem
 from bilevel.progress import ProgressBar
@@ -43,7 +44,6 @@ class Run:
     state: State
     streams: dict[str, BatchStream]
     records: list[Record] = field(default_factory=list)
-    batches: tuple[Any, Any] = (None, None)
     elapsed: float = 0.0
     failed: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -52,6 +52,12 @@ class Run:
     def seconds(self) -> float:
         """Wall time so far, earlier parts of a resumed run included."""
         return self.elapsed + time.perf_counter() - self.began
+
+    @property
+    def batches(self) -> tuple[Any, Any]:
+        """The last step's batches, of accumulated micro-batches the last ones."""
+        upper, lower = (self.streams.get(f"{level}_batches") for level in ("upper", "lower"))
+        return upper and upper.last, lower and lower.last
 
     @property
     def history(self) -> pd.DataFrame:
@@ -82,9 +88,12 @@ class Run:
                 f"{path} holds the positions of {sorted(saved['streams']) or 'no batches'}, and "
                 f"solve() was given {sorted(self.streams) or 'none'}"
             )
-        self.state.load_state_dict(saved["state"])
-        for name, stream in self.streams.items():
-            stream.load_state_dict(saved["streams"][name])
+        try:
+            for name, stream in self.streams.items():
+                stream.load_state_dict(saved["streams"][name])
+            self.state.load_state_dict(saved["state"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         self.records = saved["records"]
         self.elapsed = saved["elapsed"]
         set_random_state(saved["random"])
@@ -141,6 +150,8 @@ def _iterate(
 ) -> Status:
     state = run.state
     start_norm = 1.0 + _size(state)
+    if _converged(run, tolerance):  # a finished run, resumed
+        return Status.CONVERGED
     while state.step < max_steps and not state.finished:
         state.measuring = state.step % log_every == 0 or state.step == max_steps - 1
         count = run.solver.accumulate
@@ -149,8 +160,6 @@ def _iterate(
             for name in ("upper_batches", "lower_batches")
         ]
         run.solver.step(run.problem, state, *drawn)
-        upper, lower = (each[-1] if count > 1 and each is not None else each for each in drawn)
-        run.batches = (upper, lower)
         bar.advance()
         for callback in callbacks:
             callback.on_step(run)
@@ -167,9 +176,9 @@ def _iterate(
                 run.history,
             )
         stops = [callback.on_log(run, record) for callback in callbacks]
-        if any(stops):
+        if any(gather(any(stops))):  # one process's reason stops them all
             return Status.STOPPED
-        if _small(record, tolerance) and settled(state.schedule, state.step - 1):
+        if _converged(run, tolerance):
             return Status.CONVERGED
     return Status.STALLED if state.finished else Status.MAX_STEPS
 
@@ -179,6 +188,7 @@ def _record(run: Run) -> Record:
     values = {name: float(value) for name, value in state.record.items()}
     if "value" in values:
         values["lower_gap"] = values["lower"] - values.pop("value")
+    values = mean_values(values)
     values.update(run.solver.measure(run.problem, state, run.batches))
     return {
         "step": state.step,
@@ -187,6 +197,14 @@ def _record(run: Run) -> Record:
         "gradient_evaluations": state.gradient_evaluations,
         "seconds": run.seconds,
     }
+
+
+def _converged(run: Run, tolerance: float) -> bool:
+    """Whether the last step was logged, with small residuals at the schedule's last penalty."""
+    if not run.records or run.records[-1]["step"] != run.state.step:
+        return False
+    last_step = run.state.step - 1
+    return _small(run.records[-1], tolerance) and settled(run.state.schedule, last_step)
 
 
 def _small(record: Record, tolerance: float) -> bool:

@@ -104,16 +104,18 @@ class PBGD(PenaltySolver):
         assert isinstance(response, GradientDescent)
         assert track.optimizer is not None
         share = 1.0 / len(evaluations)
-        state.lower.clear_gradients()
-        for evaluation in evaluations:
-            for loss in evaluation.losses(1.0, penalty, through_x=True):
-                keep = evaluation.keeps_features
-                backward(share * loss, state.lower, state, "f + γ g", retain_graph=keep)
-            with state.lower.frozen(), state.at_original():
+        keep = any(evaluation.keeps_features for evaluation in evaluations)
+        with state.lower.frozen(), state.at_original():
+            for evaluation in evaluations:
                 g = evaluation.lower(through_x=True)
                 state.record["value"] = g.detach()
                 if g.requires_grad:
-                    backward(-penalty * share * g, state.upper, state, "lower (g)")
+                    loss = -penalty * share * g
+                    backward(loss, state.upper, state, "lower (g)", retain_graph=keep)
+        state.lower.clear_gradients()  # a wrapped network's gradients at y_g came along
+        for evaluation in evaluations:
+            for loss in evaluation.losses(share, share * penalty, through_x=True):
+                backward(loss, state.lower, state, "f + γ g")
         require_gradients(state.upper, "upper (f) or lower (g)")
         torch._foreach_div_(state.lower.gradients(), penalty)
         if state.measuring:

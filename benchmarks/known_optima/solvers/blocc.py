@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 from benchopt import BaseSolver
 
 from bilevel import BLOCC
@@ -16,6 +18,11 @@ class Solver(BaseSolver):
 
     def set_objective(self, problem, x0, y0):
         self.problem, self.x0, self.y0 = problem, x0, y0
+
+    def warm_up(self):
+        # PyTorch loads parts of itself when they are first used.
+        with suppress(BilevelError):
+            BLOCC().solve(self.problem, self.x0, self.y0, max_steps=1)
 
     def run(self, _):
         self.result = {"x": None, "y": None, "gradient_evaluations": 0}

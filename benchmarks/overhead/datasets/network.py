@@ -14,7 +14,7 @@ class Dataset(BaseDataset):
     name = "network of 1M weights"
     requirements = ["pip::bilevel"]
     parameters = {"batch_size": [64], "long_run": [500]}
-    parameter_template = "batch {batch_size}"
+    parameter_template = "batch_size={batch_size}"
 
     def get_data(self):
         generator = torch.Generator().manual_seed(self.get_seed())

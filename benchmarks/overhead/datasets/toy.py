@@ -10,7 +10,6 @@ class Dataset(BaseDataset):
     name = "two numbers"
     requirements = ["pip::bilevel"]
     parameters = {"long_run": [10_000]}
-    parameter_template = ""
 
     def get_data(self):
         return {

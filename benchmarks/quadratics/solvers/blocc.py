@@ -15,6 +15,9 @@ class Solver(BaseSolver):
         self.problem = known.quadratic.problem
         self.start = known.start()
 
+    def warm_up(self):
+        self.run_once()
+
     def run(self, callback):
         solver = BLOCC()
         self.state = solver.init(self.problem, *self.start)

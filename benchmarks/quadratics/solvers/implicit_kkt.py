@@ -20,6 +20,9 @@ class Solver(BaseSolver):
         self.quadratic, self.x0 = known.quadratic, known.x0
         self.lr = 1.0 / known.upper_smoothness
 
+    def warm_up(self):
+        self.run_once()
+
     def run(self, callback):
         quadratic = self.quadratic
         self.x, self.count = self.x0, 0

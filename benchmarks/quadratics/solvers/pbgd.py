@@ -28,6 +28,9 @@ class Solver(BaseSolver):
             penalty=self.penalty, upper_lr=1.0 / known.upper_smoothness, response=response
         )
 
+    def warm_up(self):
+        self.run_once()
+
     def run(self, callback):
         self.state = self.solver.init(self.problem, *self.start)
         while callback():

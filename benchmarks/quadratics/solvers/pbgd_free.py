@@ -26,6 +26,9 @@ class Solver(BaseSolver):
             inner_steps=self.inner_steps,
         )
 
+    def warm_up(self):
+        self.run_once()
+
     def run(self, callback):
         self.state = self.solver.init(self.problem, *self.start)
         while callback():

@@ -24,6 +24,9 @@ class Solver(BaseSolver):
         self.upper_lr = 1.0 / known.upper_smoothness
         self.lower_lr = 1.0 / known.lower_smoothness
 
+    def warm_up(self):
+        self.run_once()
+
     def run(self, callback):
         f, g = self.problem.upper, self.problem.lower
         self.x, y = (each.clone().requires_grad_() for each in self.start)
