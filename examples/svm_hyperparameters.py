@@ -35,6 +35,7 @@ from bilevel.callbacks import Callback
 from bilevel.datasets import SVM_DATASETS, Split, load_svm_dataset, split, with_quadratic_features
 from bilevel.diagnostics import bias
 from bilevel.errors import BilevelError
+from bilevel.estimators import BilevelSVC
 from bilevel.extras import require
 from bilevel.problems.svm import (
     Evaluator,
@@ -220,13 +221,8 @@ def classifiers(data: Split, seed: int) -> dict[str, dict]:
     models = {
         "GridSearchCV(LinearSVC)": GridSearchCV(LinearSVC(dual=False, random_state=seed), grid),
         "GridSearchCV(SVC linear)": GridSearchCV(SVC(kernel="linear"), grid),
+        "BilevelSVC": BilevelSVC(),
     }
-    try:
-        from bilevel.estimators import BilevelSVC
-
-        models["BilevelSVC"] = BilevelSVC()
-    except ImportError:
-        pass
     features = np.vstack([data.train.features, data.validation.features])
     labels = np.concatenate([data.train.labels, data.validation.labels])
     found = {}

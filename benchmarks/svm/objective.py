@@ -24,9 +24,9 @@ PENALTY = 12.0
 class Objective(BaseObjective):
     """Choosing the error bounds c of a support vector machine (arXiv:2406.10148, section 5).
 
-    ``value`` is the distance of the true upper objective, at the follower's exact response to c, from
-    the lower bound f*, relative to f* if that exceeds 1. f* is the bilevel optimum itself where
-    ``certified`` is 1. The accuracies are those of the exact and of the penalised response.
+    ``value`` is the distance of the true upper objective, at the follower's exact response to c,
+    from the lower bound f*, relative to f* if that exceeds 1. f* is the bilevel optimum itself
+    where ``certified`` is 1. The accuracies are those of the exact and of the penalised response.
     """
 
     name = "SVM hyperparameters"

@@ -102,6 +102,8 @@ class FirstOrder(Outer):
             take_step(level, optimizer, self.clip_norm)
             if state.upper_scheduler is not None:
                 state.upper_scheduler.step()
+        elif state.response.exact:
+            state.record["stationarity"] = 0.0  # without x, the response is the solution
         self._ascend_multipliers(problem, state)
 
     @staticmethod

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from bilevel.calculus import Array
-from bilevel.errors import InfeasibleError, NonFiniteError, ResponseError
+from bilevel.errors import InfeasibleError, NonFiniteError, NotApplicableError, ResponseError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import Descent, minimise_elastic
 from bilevel.options import check_count, check_positive
@@ -21,7 +21,7 @@ from bilevel.outer.penalised import Follower, PenalisedProgram
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program
-from bilevel.responses.exact import tightest
+from bilevel.responses.exact import Exact, tightest
 from bilevel.schedules import Geometric, Schedule, settled
 from bilevel.state import State
 from bilevel.verification import fresh_stationarity, fresh_value, restoring
@@ -79,7 +79,13 @@ class SQP(Outer):
         return Geometric(1.0, 1e6, steps=6)
 
     def start(self, problem: BilevelProblem, state: State) -> None:
-        """Set the relaxation's first weight."""
+        """Set the relaxation's first weight; refuse responses that the relaxation cannot extend."""
+        if type(state.response) is not Exact:
+            raise NotApplicableError(
+                "SQP extends the lower level beyond its feasible x by a relaxation that only "
+                f"Exact() knows, and the response is {type(state.response).__name__}: use "
+                "QuasiNewton() or DifferenceOfConvex(), or leave response= out"
+            )
         state.outer_state["elastic"] = _FIRST_ELASTIC
 
     def advance(

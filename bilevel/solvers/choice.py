@@ -96,7 +96,7 @@ def _outer(
 ) -> Outer:
     asked = solver.upper_lr is not None or solver.upper_optimizer is not None
     if not asked and solver.tracks_original and response.exact and not problem.uses_batches:
-        if upper.size + lower.size <= SQP_LIMIT and problem.lower_response is None:
+        if upper.size + lower.size <= SQP_LIMIT and type(response) is Exact:
             return SQP()
         if upper.leaves and problem.upper_constraints is None:
             return QuasiNewton()
