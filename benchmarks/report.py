@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,7 @@ def main() -> None:
     if not folders:
         parser.error("no benchmark has been run yet: see benchmarks/README.md")
     latest = [show_tables(folder, out) for folder in folders]
+    shutil.rmtree(out / "html", ignore_errors=True)
     os.chdir(out)  # benchopt writes its site to the current folder
     with contextlib.redirect_stdout(io.StringIO()):
         plot_benchmark_html_all(patterns=latest, benchmark_paths=folders, display=False)

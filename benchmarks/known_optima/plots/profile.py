@@ -20,4 +20,9 @@ class Plot(BasePlot):
         return curves
 
     def get_metadata(self, df, budget):
-        return {"title": "Data profile", "xlabel": budget, "ylabel": "share of problems solved"}
+        return {
+            "title": "Data profile",
+            "xlabel": budget,
+            "ylabel": "share of problems solved",
+            "scale": "semilog-x",
+        }

@@ -2,23 +2,24 @@ from __future__ import annotations
 
 from benchopt import BasePlot
 
+#: What a run may spend -> column of the results.
+BUDGETS = {"gradient evaluations": "objective_gradient_evaluations", "seconds": "time"}
+
 
 class Plot(BasePlot):
-    """Distance to the optimum against gradient evaluations, which no machine changes."""
+    """Distance to the optimum against work, which no machine changes, or time."""
 
-    name = "Distance against work"
+    name = "Convergence"
     type = "scatter"
-    options = {"dataset": ...}
+    options = {"dataset": ..., "budget": list(BUDGETS)}
 
-    def plot(self, df, dataset):
+    def plot(self, df, dataset, budget):
         curves = []
         for solver, rows in df[df["dataset_name"] == dataset].groupby("solver_name"):
-            points = rows.groupby("stop_val")[
-                ["objective_gradient_evaluations", "objective_value"]
-            ].median()
+            points = rows.groupby("stop_val")[[BUDGETS[budget], "objective_value"]].median()
             curves.append(
                 {
-                    "x": points["objective_gradient_evaluations"].tolist(),
+                    "x": points[BUDGETS[budget]].tolist(),
                     "y": points["objective_value"].tolist(),
                     "label": solver,
                     **self.get_style(solver),
@@ -26,9 +27,10 @@ class Plot(BasePlot):
             )
         return curves
 
-    def get_metadata(self, df, dataset):
+    def get_metadata(self, df, dataset, budget):
         return {
             "title": f"‖x - x*‖ / ‖x*‖\n{dataset}",
-            "xlabel": "gradient evaluations",
+            "xlabel": budget,
             "ylabel": "relative distance to the optimum",
+            "scale": "loglog",
         }
