@@ -114,7 +114,7 @@ class PBGDFree(PenaltySolver):
         """The bias, every ``bias_every`` steps."""
         if self.bias_every is None or (state.step - 1) % self.bias_every:
             return {}
-        if state.step == 1 and self.bias_every > 1:
+        if state.step == 1 and self.bias_every > 1 and not state.response.exact:
             return {}  # y has only begun to follow its response
         penalty = penalty_at(state.schedule, state.step - 1)
         bias = measure_bias(problem, state, penalty, _original_response(problem, state), batches)
