@@ -52,8 +52,10 @@ benchmark: $(INSTALLED)benchmark ## run each benchmark's quick profile and write
 	@set -e; for objective in $(wildcard benchmarks/*/objective.py); do \
 		folder=$$(dirname "$$objective"); \
 		echo "== $$folder"; \
-		$(BIN)/benchopt run "$$folder" --config "$$folder/$(BENCHMARK_CONFIG)" --no-display; \
+		OMP_NUM_THREADS=1 BENCHOPT_RAISE_ON_ERROR=true $(BIN)/benchopt run "$$folder" \
+			--config "$$folder/$(BENCHMARK_CONFIG)" --no-display; \
 	done
+	$(BIN)/python benchmarks/report.py
 
 constraints: $(BIN)/python ## resolve constraints.txt anew (an exact pin of every dependency)
 	$(BIN)/python -m pip install --quiet uv

@@ -84,7 +84,8 @@ class State:
     record
         values of the last step as 0-d tensors or floats, by name.
     measuring
-        whether the coming step should also compute what only a log needs.
+        whether the coming step should also compute what only a log needs; ``solve`` sets it,
+        and a loop of your own may.
     finished
         whether the outer step has nothing left to do.
     outer_state
@@ -103,7 +104,7 @@ class State:
     step: int = 0
     gradient_evaluations: int = 0
     record: dict[str, Any] = field(default_factory=dict)
-    measuring: bool = True
+    measuring: bool = False
     finished: bool = False
     outer_state: dict[str, Any] = field(default_factory=dict)
 
