@@ -19,7 +19,9 @@ from bilevel.trees import tree_map
 class Evaluation:
     """f, g and their gradients at the state's current (x, y), on one pair of batches.
 
-    x must not move while an evaluation is in use: that is what lets its features be shared.
+    x must not move while an evaluation is in use: that is what lets its features be shared. Where a
+    first-order outer step keeps upper constraints, f comes with the augmented Lagrangian's term,
+    unless ``augmented`` is false; what is recorded for the history is f alone.
     """
 
     def __init__(
@@ -29,18 +31,22 @@ class Evaluation:
         upper_batch: Any = None,
         lower_batch: Any = None,
         autocast: torch.dtype | None = None,
+        *,
+        augmented: bool = True,
     ) -> None:
         self.problem = problem
         self.state = state
         self.upper_batch = upper_batch
         self.lower_batch = lower_batch
         self._autocast = autocast
+        self._augmented = augmented
         self._features: dict[str, Any] = {}
+        self._f_alone: Tensor | None = None
         #: Whether f was seen to depend on x or y, and g on y.
         self.upper_depends = self.lower_depends = False
 
     def upper(self, *, through_x: bool = False) -> Tensor:
-        """f, with a graph into x only if ``through_x``; upper constraints enter as a penalty."""
+        """f, with a graph into x only if ``through_x``."""
         with self._calling("upper"):
             if self.problem.objectives is not None:
                 return self._both(through_x)[0]
@@ -72,7 +78,7 @@ class Evaluation:
                 f, g = self._both(through_x)
         else:
             f, g = self.upper(through_x=through_x), self.lower(through_x=through_x)
-        self.state.record["upper"], self.state.record["lower"] = f.detach(), g.detach()
+        self.state.record["upper"], self.state.record["lower"] = self._f_alone, g.detach()
         return f, g
 
     def losses(
@@ -99,7 +105,7 @@ class Evaluation:
             yield upper_weight * f + self._lower_term(g, lower_weight, mu, nu)
             return
         f = self.upper(through_x=through_x)
-        self.state.record["upper"] = f.detach()
+        self.state.record["upper"] = self._f_alone
         if f.requires_grad:
             yield upper_weight * f
         g = self.lower(through_x=through_x)
@@ -155,17 +161,22 @@ class Evaluation:
         return held if through_x else tree_map(torch.Tensor.detach, held)
 
     def _with_upper_constraints(self, f: Tensor) -> Tensor:
-        """f plus the augmented Lagrangian's term (ρ/2)‖[C + σ/ρ]₊‖² of the upper constraints."""
+        """f plus (ρ/2)‖[C + σ/ρ]₊‖² − ‖σ‖²/2ρ, the augmented Lagrangian of the upper constraints.
+
+        Without its last term, a constant, large multipliers would drown f in rounding.
+        """
         self.upper_depends = self.upper_depends or f.requires_grad
+        self._f_alone = f.detach()
         multipliers = self.state.outer_state.get("upper_multipliers")
-        if multipliers is None:
+        if multipliers is None or not self._augmented:
             return f
         values = self.problem.upper_inequalities(self.state.upper.tree, self.state.lower.tree)
         assert values is not None
         require_same_length("upper_constraints", values, multipliers)
         rho: float = self.state.outer_state["upper_constraint_penalty"]
         excess = (values + multipliers / rho).clamp_min(0.0)
-        return f + 0.5 * rho * torch.dot(excess, excess)
+        term = rho * torch.dot(excess, excess) - torch.dot(multipliers, multipliers) / rho
+        return f + 0.5 * term
 
     @contextmanager
     def _calling(self, name: str) -> Iterator[None]:

@@ -28,30 +28,42 @@ _PANELS = (
 
 def plot_history(history: pd.DataFrame) -> Figure:
     """One panel a logged quantity, against steps."""
-    require("matplotlib", "plot")
-    from matplotlib.figure import Figure
-
     panels = [
-        panel
-        for panel in _PANELS
-        if panel[0] in history
-        and history[panel[0]].notna().any()
-        and (history[panel[0]] != 0).any()
+        (history[["step", name]].dropna(), label, logarithmic)
+        for name, label, logarithmic in _PANELS
+        if name in history
     ]
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // max(columns, 1))
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
-    for index, (name, label, logarithmic) in enumerate(panels):
-        _panel(figure.add_subplot(rows, columns, index + 1), history, name, label, logarithmic)
+    panels = [panel for panel in panels if panel[0].iloc[:, 1].any()]
+    rows = max(-(-len(panels) // 2), 1)
+    figure = _figure(8.4 if len(panels) > 1 else 4.8, 2.8 * rows)
+    grid = figure.add_gridspec(rows, 2)
+    # Of an odd number the first, the upper value, takes a whole row.
+    cells = [grid[0, :]] if len(panels) % 2 else []
+    cells += [grid[row, column] for row in range(len(cells), rows) for column in range(2)]
+    for cell, panel in zip(cells, panels, strict=False):  # a history may have none
+        _panel(figure.add_subplot(cell), *panel)
     return figure
 
 
-def _panel(axes: Axes, history: pd.DataFrame, name: str, label: str, logarithmic: bool) -> None:
-    shown = history[["step", name]].dropna()
+def _figure(width: float, height: float) -> Figure:
+    """A figure in inches, among those that ``pyplot.show`` shows and ``pyplot.close`` frees."""
+    require("matplotlib", "plot")
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, label: str, logarithmic: bool) -> None:
+    marker = "o" if len(rows) < 15 else None
+    steps, values = rows.iloc[:, 0], rows.iloc[:, 1]
     if logarithmic:
-        shown = shown[shown[name] > 0]
         axes.set_yscale("log")
-    axes.plot(shown["step"], shown[name], marker="o" if len(shown) < 15 else None, markersize=3)
+        axes.plot(steps, values.where(values > 0), marker=marker, markersize=3)
+        if (values < 0).any():  # the gap, while the tracked response lags behind
+            axes.plot(steps, -values.where(values < 0), ":", color="C0", label="negative")
+            axes.legend()
+    else:
+        axes.plot(steps, values, marker=marker, markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
@@ -59,10 +71,7 @@ def _panel(axes: Axes, history: pd.DataFrame, name: str, label: str, logarithmic
 
 def plot_penalty_path(path: pd.DataFrame) -> Figure:
     """Objective and lower gap against the penalty, from the table of a ``PenaltyPath``."""
-    require("matplotlib", "plot")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = _figure(8.4, 3.2)
     values, gaps = figure.subplots(1, 2)
     penalty = path["penalty"]
     values.plot(penalty, path["penalised_value"], "s-", markersize=4, label=r"$F_\gamma(x)$")
@@ -85,11 +94,9 @@ def plot_penalty_path(path: pd.DataFrame) -> Figure:
 
 def plot_flatness(fit: FlatnessFit) -> Figure:
     """The measured points and their envelope, both axes logarithmic."""
-    require("matplotlib", "plot")
-    from matplotlib.figure import Figure
+    figure = _figure(4.8, 3.4)  # first: it names the extra where matplotlib is missing
     from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     axes = figure.add_subplot()
     shown = (fit.distances > 0) & (fit.differences > 0)
     axes.plot(fit.distances[shown], fit.differences[shown], ".", markersize=4, label="run")

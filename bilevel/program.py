@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel.calculus import Array, gradient, hessian, jacobian
-from bilevel.newton import Evaluation as ProgramEvaluation
+from bilevel.errors import InfeasibleError, ResponseError
+from bilevel.newton import Linearisation
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
 from bilevel.variables import Level
+
+_MINIMISING = "minimising"
 
 
 class LevelProgram:
@@ -59,11 +63,11 @@ class LevelProgram:
                 _numpy(self.equalities()),
             )
 
-    def evaluate(self, z: Array) -> ProgramEvaluation:
+    def evaluate(self, z: Array) -> Linearisation:
         """Values and first derivatives at z."""
         self.place(z)
         objective, c, h = self.objective(), self.inequalities(), self.equalities()
-        return ProgramEvaluation(
+        return Linearisation(
             objective=float(objective.detach()),
             gradient=gradient(objective, self.leaves),
             inequalities=_numpy(c),
@@ -80,6 +84,17 @@ class LevelProgram:
             if len(values):
                 total = total + torch.dot(torch.from_numpy(multipliers).to(values), values)
         return hessian(total, self.leaves)
+
+
+@contextmanager
+def minimising(objective: str) -> Iterator[None]:
+    """Let a solver's error say what it was to minimise, of programs within programs the inner."""
+    try:
+        yield
+    except (InfeasibleError, ResponseError) as error:
+        if not str(error).startswith(_MINIMISING):
+            error.args = (f"{_MINIMISING} {objective}: {error}", *error.args[1:])
+        raise
 
 
 def lower_inequalities(problem: BilevelProblem, state: State) -> Tensor:

@@ -50,6 +50,10 @@ class Solution:
     ----------
     x, y : tree of tensors
         In the structures of the start. y is the perturbed response y_γ.
+    y_original : tree of tensors, optional
+        The original response y_g at x, a minimiser of g alone: where y_γ is good and y_g is not,
+        f came down at the price of the lower level. From the re-solve that ``lower_gap`` rests on,
+        or with data the tracked one; ``None`` where neither exists.
     upper_value, lower_value : float
         f(x, y) and g(x, y); with data, on the last batch.
     lower_gap : float
@@ -61,15 +65,22 @@ class Solution:
         Norm of the projected gradient of the penalised value at x; with upper constraints, norm of
         the residual of the penalised problem's KKT system in (x, y).
     status : Status
-        Why the run ended.
+        Why the run ended. It has converged only where fresh responses confirm that
+
+        .. math:: \text{stationarity} \le \text{tolerance} \cdot
+            \bigl(1 + \|\nabla_x f\| + \gamma\|\nabla_x L_g(x, y_\gamma) - \nabla v(x)\|\bigr)
+            + \varepsilon\gamma\bigl(\|\nabla_x L_g\| + \|\nabla v\|\bigr),
+
+        that is, relative to the two terms that cancel, which stay bounded as γ grows, up to what
+        the relative accuracy ε = 1e-10 of exact responses can tell.
     steps : int
         Outer steps.
     history : pandas.DataFrame
         One row a logged step.
     seconds : float
-        Wall time of the run, verification included.
+        Wall time of the run, verification included; with restarts, of all runs.
     gradient_evaluations : int
-        Gradients of f, g or their sum that were taken.
+        Gradients of f, g or their sum that were taken; with restarts, in all runs.
     parts : dict
         The response, outer step and final penalty that were used.
     notes : list of str
@@ -89,6 +100,7 @@ class Solution:
     seconds: float
     gradient_evaluations: int
     parts: dict[str, Any]
+    y_original: Tree | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -35,6 +35,9 @@ class Track:
         μ and ν, where the lower level has constraints.
     optimizer, scheduler
         of a first-order response.
+    memory
+        what a problem's own response keeps from call to call, with ``state_dict`` and
+        ``load_state_dict`` of tensors and numbers.
     """
 
     values: list[Tensor] | None = None
@@ -42,6 +45,7 @@ class Track:
     equality_multipliers: Tensor | None = None
     optimizer: torch.optim.Optimizer | None = None
     scheduler: Any = None
+    memory: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and numbers."""
@@ -51,6 +55,7 @@ class Track:
             "equality_multipliers": self.equality_multipliers,
             "optimizer": _state_of(self.optimizer),
             "scheduler": _state_of(self.scheduler),
+            "memory": _state_of(self.memory),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -61,6 +66,7 @@ class Track:
         self.equality_multipliers = saved["equality_multipliers"]
         _load_into(self.optimizer, saved["optimizer"])
         _load_into(self.scheduler, saved["scheduler"])
+        _load_into(self.memory, saved["memory"])
 
 
 @dataclass

@@ -95,6 +95,12 @@ class Level:
             ],
         )
 
+    def shaped(self, values: Sequence[Tensor]) -> Tree:
+        """Other values of the leaves for the caller, in the variable's structure and precision."""
+        return rebuild(
+            self.tree, [v.to(dtype) for v, dtype in zip(values, self.dtypes, strict=True)]
+        )
+
     def to_double(self) -> bool:
         """Work in double precision, as second derivatives and large penalties ask for.
 

@@ -58,7 +58,6 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
-    "image_scrapers": ("matplotlib", "figures.bare_figures"),
     "image_srcset": ["2x"],
     "reset_modules": ("figures.style", "seaborn"),
     "capture_repr": ("_repr_html_",),

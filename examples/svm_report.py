@@ -12,9 +12,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from output import save_figure
 
 RESPONSES = {"penalised": "-", "exact": "--"}
+DASHES = (6.0, 4.0)  # of the exact response, in points
 COLOURS = {"blocc": "#2f7ed8", "pbgd-free": "#e07b28", "dc": "#2a9d78"}
 #: pbgd-free and blocc may hardly differ: the one lies under the other.
-LINES = {"pbgd-free": {"linewidth": 4.0, "alpha": 0.5, "zorder": 1.5}}
+LINES = {
+    "pbgd-free": {"linewidth": 4.5, "alpha": 0.4, "zorder": 1.5, "solid_capstyle": "butt"},
+}
 #: Column of the table, its metric, and the digits of mean and standard deviation.
 COLUMNS = {
     "val. loss": ("validation_loss", ".3g", ".1g"),
@@ -195,8 +198,18 @@ def _band(axes, rows: pd.DataFrame, against: str, metric: str, scale: str, style
     x = values.index
     if against == "seconds":
         x = rows.pivot(index="step", columns="seed", values="seconds").ffill().mean(axis=1)
-    axes.plot(x, curves[0], style, color=COLOURS[name], **LINES.get(name, {}))
+    if metric.endswith("accuracy"):
+        curves = [each.clip(0, 1) for each in curves]
+    (line,) = axes.plot(x, curves[0], style, color=COLOURS[name], **LINES.get(name, {}))
+    if style == "--":
+        line.set_dashes([length / line.get_linewidth() for length in DASHES])
     axes.fill_between(x, *curves[1:], color=COLOURS[name], alpha=0.12, linewidth=0)
+
+
+def _offsets(values: np.ndarray) -> np.ndarray:
+    """Heights that keep equal values apart, within one row."""
+    before = np.array([np.sum(values[:i] == value) for i, value in enumerate(values)])
+    return before * min(0.22, 0.7 / max(before.max(), 1))
 
 
 def _comparison(results: dict) -> Figure:
@@ -212,8 +225,8 @@ def _comparison(results: dict) -> Figure:
     axes = figure.subplots()
     for height, (lists, colour) in enumerate(rows.values()):
         accuracy = np.array(lists["test_accuracy"])
-        axes.plot(accuracy, np.full(len(accuracy), height), ".", color=colour, alpha=0.35)
-        axes.plot(accuracy.mean(), height, "D", color=colour, markersize=6)
+        axes.plot(accuracy, height + _offsets(accuracy), ".", color=colour, alpha=0.5)
+        axes.plot(accuracy.mean(), height, "|", color=colour, markersize=16, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set_xlabel(f"test accuracy on {results['dataset']}: each split, and the mean")

@@ -18,6 +18,7 @@ from bilevel import (
     PBGD,
     SQP,
     Ball,
+    DifferenceOfConvex,
     Exact,
     GradientDescent,
     MaxMin,
@@ -287,6 +288,18 @@ def test_callbacks_refuse_nonsense_counts(value):
         EarlyStopping(patience=value)
     with refused(OptionError, f"every={value!r}"):
         Checkpoint("run.ckpt", every=value)
+
+
+@pytest.mark.parametrize("outer", [SQP(), QuasiNewton(), DifferenceOfConvex()])
+def test_outer_steps_that_compare_values_refuse_micro_batches(outer):
+    with refused(NotApplicableError, "accumulate=2", type(outer).__name__, "upper_lr="):
+        solve(PBGD(outer=outer, accumulate=2))
+
+
+@pytest.mark.parametrize("options", [{}, {"upper_lr": 0.1, "response": Exact()}])
+def test_exact_responses_refuse_low_precision(options):
+    with refused(NotApplicableError, "autocast=torch.bfloat16", "Exact", "double precision"):
+        solve(PBGD(autocast=torch.bfloat16, **options))
 
 
 def test_restarts_refuse_parameters_that_train_in_place():

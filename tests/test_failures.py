@@ -240,32 +240,57 @@ def nowhere(x, y):
         PBGDFree(penalty=10.0, upper_lr=0.01),
         BLOCC(penalty=10.0, upper_lr=0.01),
         BLOCC(outer=QuasiNewton()),
+        BLOCC(),
     ],
-    ids=["PBGDFree", "first order", "QuasiNewton"],
+    ids=["PBGDFree", "first order", "QuasiNewton", "SQP"],
 )
 def test_a_lower_level_without_a_feasible_point_is_named_with_its_certificate(solver):
     x0, y0 = vector(0.0, 0.0), vector(0.0, 0.0)
+    last = 6 if solver == BLOCC() else 0  # SQP relaxes the lower level, up to its last penalty
     with refused(
-        InfeasibleError, "in step 0", "inequality 0 by 1", "Expected a feasible point",
-        keeping=(x0, y0),
+        InfeasibleError, f"in step {last}", "the lower level's y", "equality", "by 1",
+        "Expected a feasible point", keeping=(x0, y0),
     ) as caught:  # fmt: skip
         solve(solver, x0, y0, problem=problem(lower_constraints=nowhere))
     assert caught.value.certificate.gap > 0
 
 
-@pytest.mark.parametrize("solver", CONSTRAINED)
-def test_steps_that_pass_through_infeasible_points_and_end_at_one_say_so(solver):
-    solution = solve(solver, problem=problem(lower_constraints=nowhere), max_steps=100)
+def test_infeasible_upper_constraints_are_no_fault_of_the_lower_level():
+    impossible = problem(upper_constraints=lambda x, y: torch.cat([y - x + 1, x - y]))
+    assert solve("SQP", problem=impossible).status is Status.INFEASIBLE
+
+
+def test_first_order_steps_that_end_at_an_infeasible_point_say_so():
+    solution = solve("MaxMin", problem=problem(lower_constraints=nowhere), max_steps=100)
     assert solution.status is Status.INFEASIBLE
     assert solution.constraint_violation > 0.1
     assert "feasible" in solution.message
 
 
-@pytest.mark.parametrize("solver", ["SQP", "exact, first order", "QuasiNewton"])
-def test_a_lower_level_that_is_unbounded_is_named(solver):
-    stated = problem(lower=lambda x, y: (x * y).sum() - y.sum())
-    with refused(ResponseError, "in step 0", "unbounded below", "Bound the variables"):
-        solve(EVERY[solver], problem=stated)
+UNBOUNDED = {
+    "g": problem(lower=lambda x, y: (x * y).sum() - y.sum()),
+    "f/γ + g": problem(upper=lambda x, y: f(x, y) - 1e4 * (y**2).sum()),
+    "f + γ (g - v)": problem(upper=lambda x, y: -((x - 1) ** 4).sum() + (y**2).sum()),
+}
+
+
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        ("SQP", "g"),
+        ("SQP", "f + γ (g - v)"),
+        ("exact, first order", "g"),
+        ("exact, first order", "f/γ + g"),
+        ("QuasiNewton", "g"),
+        ("QuasiNewton", "f/γ + g"),
+    ],
+)
+def test_the_objective_that_is_unbounded_is_named(solver, name):
+    with refused(
+        ResponseError, "in step 0", f"minimising {name} over", "unbounded below",
+        "Bound the variables",
+    ):  # fmt: skip
+        solve(EVERY[solver], problem=UNBOUNDED[name])
 
 
 # Nothing is lost --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from bilevel.errors import (
     ResponseError,
     VariableError,
 )
-from bilevel.newton import Answer, Evaluation, solve
+from bilevel.newton import Answer, Linearisation, solve
 
 Array = npt.NDArray[np.float64]
 
@@ -61,8 +61,8 @@ class Smooth:
         self.lower = np.broadcast_to(np.asarray(lower, float), (n,)).copy()
         self.upper = np.broadcast_to(np.asarray(upper, float), (n,)).copy()
 
-    def evaluate(self, z: Array) -> Evaluation:
-        return Evaluation(
+    def evaluate(self, z: Array) -> Linearisation:
+        return Linearisation(
             float(self.objective(z)),
             self.gradient(z),
             self.rows.value(z),
@@ -677,7 +677,7 @@ def test_a_wrong_gradient_is_suspected_when_no_step_descends() -> None:
 )
 def test_a_value_that_is_not_finite_is_named_with_its_index(part: str, name: str) -> None:
     class Broken(Smooth):
-        def evaluate(self, z: Array) -> Evaluation:
+        def evaluate(self, z: Array) -> Linearisation:
             evaluation = super().evaluate(z)
             array = getattr(evaluation, part).copy()
             array.flat[0] = np.nan

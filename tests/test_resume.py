@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from networks import batches, classification, network
 from resume_worker import ADAM, CASES, deterministic, everything_at_once, loader, quadratic
 from torch.utils.data import DataLoader, TensorDataset
-from toys import coupled_toy, scalar
+from toys import coupled_toy, negative_toy, scalar
 
 from bilevel import BLOCC, PBGD, MaxMin, PBGDFree, checkpoints
 from bilevel.batches import BatchStream
@@ -49,8 +49,6 @@ class TestKilled:
         for level in ("x", "y"):
             for one, other in zip(whole[level], resumed[level], strict=True):
                 assert torch.equal(one, other)
-        if name == "polished":  # its first phase is not in the second solver's checkpoint
-            return
         pd.testing.assert_frame_equal(
             pd.DataFrame(whole["history"]), pd.DataFrame(resumed["history"]), check_exact=True
         )
@@ -262,6 +260,14 @@ class Executed:
 
 
 class TestOtherRuns:
+    def test_a_checkpoint_of_the_polishing_solver_alone_is_refused(self, tmp_path):
+        path, start = tmp_path / "alone.pt", (scalar(2.0), scalar(3.0))
+        polish = PBGD(penalty=4.0, upper_lr=0.01, lower_lr=0.1)
+        polish.solve(negative_toy(), *start, max_steps=3, callbacks=[Checkpoint(path)])
+        solver = PBGDFree(penalty=4.0, upper_lr=0.01, lower_lr=0.1, polish=polish)
+        with pytest.raises(CheckpointError, match="written by PBGD alone"):
+            solver.solve(negative_toy(), *start, resume=path)
+
     def test_another_solver_is_refused(self, checkpoint):
         refused(checkpoint, "PBGDFree.*PBGD", solver=PBGD(**FREE))
 

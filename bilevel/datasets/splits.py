@@ -11,7 +11,17 @@ from bilevel.errors import OptionError
 
 
 class Split(NamedTuple):
-    """Rows to fit the lower level, rows to fit the upper level, and rows to judge the result."""
+    """Three disjoint parts of a data set.
+
+    Attributes
+    ----------
+    train : Dataset
+        Rows to fit the lower level.
+    validation : Dataset
+        Rows to fit the upper level.
+    test : Dataset
+        Rows to judge the result.
+    """
 
     train: Dataset
     validation: Dataset

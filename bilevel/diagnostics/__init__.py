@@ -1,6 +1,7 @@
 """Measurements that tell whether a method fits a problem and an answer can be trusted."""
 
-from bilevel.diagnostics.bias import Bias, bias
+from bilevel.bias import Bias
+from bilevel.diagnostics.bias import bias
 from bilevel.diagnostics.flatness import Flatness
 from bilevel.diagnostics.flatness_fit import FlatnessFit, fit_flatness
 from bilevel.diagnostics.hypergradient_check import HypergradientCheck, check_hypergradient

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bilevel.bias import gradient_parts
 from bilevel.calculus import Array, gradient
-from bilevel.diagnostics.bias import gradient_parts
 from bilevel.diagnostics.point import at, exact_response, require_upper_variable, respond
 from bilevel.diagnostics.sensitivity import response_jacobian
 from bilevel.errors import OptionError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bilevel.diagnostics.point import at, require_upper_variable
 from bilevel.evaluation import Evaluation
 from bilevel.problem import BilevelProblem
+from bilevel.stationarity import fresh_stationarity
 from bilevel.trees import Tree
-from bilevel.verification import fresh_stationarity, fresh_value
+from bilevel.verification import fresh_value
 
 
 def lower_gap(problem: BilevelProblem, x: Tree, y: Tree) -> float:
@@ -35,7 +36,7 @@ def lower_gap(problem: BilevelProblem, x: Tree, y: Tree) -> float:
     """
     with at(problem, x, y) as state:
         g = float(Evaluation(problem, state).lower().detach())
-        return g - fresh_value(problem, state, state.response)[0]
+        return g - fresh_value(problem, state, state.response).value
 
 
 def stationarity(problem: BilevelProblem, x: Tree, y: Tree, penalty: float) -> float:
@@ -66,5 +67,5 @@ def stationarity(problem: BilevelProblem, x: Tree, y: Tree, penalty: float) -> f
     """
     with at(problem, x, y, penalty) as state:
         require_upper_variable(state)
-        _, slope = fresh_value(problem, state, state.response)
-        return fresh_stationarity(problem, state, state.response, penalty, slope)
+        slope = fresh_value(problem, state, state.response).gradient
+        return fresh_stationarity(problem, state, state.response, penalty, slope).residual

@@ -4,14 +4,14 @@ r"""Newton's method for small smooth programs, exact to rounding.
 """
 
 from bilevel.newton.elastic import Descent, minimise_elastic
-from bilevel.newton.program import Answer, Evaluation, FarkasCertificate, Program
+from bilevel.newton.program import Answer, FarkasCertificate, Linearisation, Program
 from bilevel.newton.solver import solve
 
 __all__ = [
     "Answer",
     "Descent",
-    "Evaluation",
     "FarkasCertificate",
+    "Linearisation",
     "Program",
     "minimise_elastic",
     "solve",

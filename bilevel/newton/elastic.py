@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bilevel.newton.arrays import Array
-from bilevel.newton.kkt import RowProgram
+from bilevel.newton.kkt import Point, RowProgram
 from bilevel.newton.program import Program
 from bilevel.newton.sequential import SequentialQuadratic
 from bilevel.newton.solver import feasible_start
+
+# Steps without progress after which a descent ends, and what is progress: a lower merit, relative
+# to it, or a smaller error.
+_PATIENCE = 8
+_LOWER, _SMALLER = 1e-8, 0.5
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def minimise_elastic(
     max_iterations: int,
     settle: Callable[[Array], Array],
 ) -> Descent:
-    """Descend as far as possible; unlike :func:`~bilevel.newton.solve` without a tolerance to meet.
+    """Descend as far as is worth while, other than :func:`~bilevel.newton.solve` to no tolerance.
 
     ``settle`` is applied to every trial point before it is judged; it may move those variables that
     it can minimise over exactly, which keeps steps long in curved narrow valleys.
@@ -67,6 +73,17 @@ class _Settled(SequentialQuadratic):
     ) -> None:
         super().__init__(rows, tolerance, max_iterations)
         self.settle = settle
+        self._best_merit = self._least_error = math.inf
+        self._idle = 0
+
+    def _crawls(self, point: Point, error: float) -> bool:
+        merit = point.objective + self.rows.penalty * float(point.residuals.violations.sum())
+        if merit < self._best_merit - _LOWER * (1.0 + abs(merit)):
+            self._best_merit, self._idle = merit, 0
+        if error < _SMALLER * self._least_error:
+            self._least_error, self._idle = error, 0
+        self._idle += 1
+        return self._idle > _PATIENCE
 
     def _moved(self, z: Array, step: Array) -> Array:
         return self.settle(super()._moved(z, step))

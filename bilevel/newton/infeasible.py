@@ -9,7 +9,7 @@ import numpy as np
 from bilevel.errors import InfeasibleError
 from bilevel.newton.arrays import Array
 from bilevel.newton.kkt import Point, RowProgram, infeasibility
-from bilevel.newton.program import Evaluation, FarkasCertificate, Program
+from bilevel.newton.program import FarkasCertificate, Linearisation, Program
 from bilevel.newton.sequential import Outcome, SequentialQuadratic, Stop, unit_multiplier
 
 # Violations up to this share of a row's scale are tolerated where no multipliers exist.
@@ -35,7 +35,7 @@ class _Violation:
     def upper(self) -> Array:
         return self.program.upper
 
-    def evaluate(self, z: Array) -> Evaluation:
+    def evaluate(self, z: Array) -> Linearisation:
         evaluation = self.program.evaluate(z)
         return dataclasses.replace(evaluation, objective=0.0, gradient=np.zeros_like(z))
 

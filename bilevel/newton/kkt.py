@@ -10,7 +10,7 @@ import numpy as np
 from bilevel.errors import NonFiniteError, ProblemError
 from bilevel.newton.arrays import Array, largest
 from bilevel.newton.complementarity import QuadraticProgram
-from bilevel.newton.program import Evaluation, Program
+from bilevel.newton.program import Linearisation, Program
 
 # A variable this close to a bound (relative to the bound) is at the bound.
 _AT_BOUND = 1e-12
@@ -107,7 +107,7 @@ class RowProgram:
         count = self.dual_upper.size - self.inequalities
         return RowProgram(self.program, self.inequalities, count, penalty)
 
-    def point(self, z: Array, multipliers: Array, evaluation: Evaluation | None = None) -> Point:
+    def point(self, z: Array, multipliers: Array, evaluation: Linearisation | None = None) -> Point:
         """Evaluate the program at ``z``.
 
         Raises
@@ -231,7 +231,7 @@ def infeasibility(residuals: Residuals, scales: Scales) -> float:
     return largest(residuals.violations / scales.rows)
 
 
-def check_shapes(evaluation: Evaluation, n: int) -> None:
+def check_shapes(evaluation: Linearisation, n: int) -> None:
     """Raise :class:`ProblemError` if an evaluation's arrays do not fit ``n`` variables."""
     e = evaluation
     expected = {
@@ -249,7 +249,7 @@ def check_shapes(evaluation: Evaluation, n: int) -> None:
             )
 
 
-def _raise_non_finite(evaluation: Evaluation, z: Array) -> None:
+def _raise_non_finite(evaluation: Linearisation, z: Array) -> None:
     parts = {
         "objective": np.array([evaluation.objective]),
         "gradient of the objective": evaluation.gradient,

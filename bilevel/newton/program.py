@@ -9,7 +9,7 @@ from bilevel.newton.arrays import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Linearisation:
     r"""Values and first derivatives of a program at one point.
 
     Attributes
@@ -50,7 +50,7 @@ class Program(Protocol):
     def upper(self) -> Array:
         """The bounds from above, ``inf`` where there is none."""
 
-    def evaluate(self, z: Array) -> Evaluation:
+    def evaluate(self, z: Array) -> Linearisation:
         """Values and first derivatives at ``z``."""
 
     def value(self, z: Array) -> tuple[float, Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from bilevel.calculus import Array
 from bilevel.evaluation import Evaluation
 from bilevel.problem import BilevelProblem
 from bilevel.schedules import Constant, Schedule
@@ -12,6 +13,7 @@ from bilevel.state import State
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
+    from bilevel.stationarity import Stationarity
 
 
 class Outer(ABC):
@@ -44,3 +46,12 @@ class Outer(ABC):
         evaluations: list[Evaluation],
     ) -> None:
         """Make one outer step, in place; set ``state.finished`` when nothing is left to do."""
+
+    def stationarity(
+        self, problem: BilevelProblem, state: State, penalty: float, value_gradient: Array
+    ) -> Stationarity | None:
+        """The residual of the penalised problem, where the step leaves one; ``None`` otherwise.
+
+        ``value_gradient`` is a fresh ∇v at the state's x.
+        """
+        return None

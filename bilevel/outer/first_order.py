@@ -24,6 +24,7 @@ from bilevel.options import (
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
+from bilevel.verification import constraint_violation
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
@@ -93,6 +94,8 @@ class FirstOrder(Outer):
     ) -> None:
         """Update the responses, form the outer direction, take the step."""
         solver.respond(problem, state, penalty, evaluations)
+        if state.measuring:
+            self._measure(problem, state)
         level, optimizer = state.upper, state.upper_optimizer
         if optimizer is not None:
             level.clear_gradients()
@@ -105,6 +108,18 @@ class FirstOrder(Outer):
         elif state.response.exact:
             state.record["stationarity"] = 0.0  # without x, the response is the solution
         self._ascend_multipliers(problem, state)
+
+    @staticmethod
+    def _measure(problem: BilevelProblem, state: State) -> None:
+        """Residuals of the constraints at the x of this step's other records."""
+        state.record["violation"] = constraint_violation(problem, state)
+        multipliers = state.outer_state.get("upper_multipliers")
+        if multipliers is not None:
+            with torch.no_grad():
+                values = problem.upper_inequalities(state.upper.tree, state.lower.tree)
+                assert values is not None
+                settled = (multipliers + values).clamp_min(0.0)
+                state.record["upper_residual"] = torch.linalg.vector_norm(multipliers - settled)
 
     @staticmethod
     def _ascend_multipliers(problem: BilevelProblem, state: State) -> None:

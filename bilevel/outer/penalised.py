@@ -8,8 +8,7 @@ from torch import Tensor
 from bilevel.calculus import Array
 from bilevel.errors import ResponseError
 from bilevel.evaluation import Evaluation
-from bilevel.newton import Evaluation as ProgramEvaluation
-from bilevel.newton import solve
+from bilevel.newton import Linearisation, solve
 from bilevel.outer.value_function import ValueFunction
 from bilevel.program import LevelProgram
 from bilevel.state import State
@@ -32,14 +31,14 @@ class PenalisedProgram:
         objective, inequalities, equalities = self.joint.value(z)
         return objective - self.penalty * self.value_function().value, inequalities, equalities
 
-    def evaluate(self, z: Array) -> ProgramEvaluation:
+    def evaluate(self, z: Array) -> Linearisation:
         """Values and first derivatives."""
         at = self.joint.evaluate(z)
         value = self.value_function()
         self.state.gradient_evaluations += 1
         gradient = at.gradient.copy()
         gradient[: len(value.gradient)] -= self.penalty * value.gradient
-        return ProgramEvaluation(
+        return Linearisation(
             objective=at.objective - self.penalty * value.value,
             gradient=gradient,
             inequalities=at.inequalities,

@@ -20,24 +20,26 @@ from bilevel.outer.base import Outer
 from bilevel.outer.penalised import Follower, PenalisedProgram
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
-from bilevel.program import joint_program
+from bilevel.program import joint_program, minimising
 from bilevel.responses.exact import Exact, tightest
 from bilevel.schedules import Geometric, Schedule, settled
-from bilevel.state import State
-from bilevel.verification import fresh_stationarity, fresh_value, restoring
+from bilevel.state import State, Track
+from bilevel.stationarity import fresh_stationarity
+from bilevel.verification import fresh_value, restoring
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
 
 #: The first weight of the relaxed lower level, above the multipliers of well-scaled problems.
+#: It is squared where it is too small.
 _FIRST_ELASTIC = 10.0
-#: Growth of that weight where it is too small, and its margin in the program over (x, y).
-_ELASTIC_FACTOR = 10.0
+#: Its margin in the program over (x, y).
+_ELASTIC_MARGIN = 10.0
 #: Weight beyond which multipliers count as unbounded: there is no Slater point.
 _LARGEST_ELASTIC = 1e8
 #: Relative size of a nudge off a kink, and the relative improvement that makes it worth while.
 _NUDGE, _IMPROVEMENT = 1e-3, 1e-8
-#: Residual, relative to the penalty, above which an answer is no stationary point.
+#: Relative residual above which an answer is no stationary point.
 _STATIONARY = 1e-6
 #: Total violation, relative to the iterate, that the relaxation may leave.
 _SLACK = 1e-8
@@ -53,7 +55,8 @@ class SQP(Outer):
     by sequential quadratic programming, with v and its derivatives from an exact original response
     (envelope and implicit function theorems). One outer step is one such solve, warm-started from
     the last, so a growing penalty schedule is a continuation. Both levels' constraints are relaxed
-    by exact penalties, so an x without a feasible y is no obstacle on the way.
+    by exact penalties, so an x without a feasible y is no obstacle on the way; a run that ends at
+    one raises :class:`~bilevel.errors.InfeasibleError`.
 
     For deterministic problems with up to about a hundred entries in x and y together.
 
@@ -109,7 +112,7 @@ class SQP(Outer):
             elastic = state.outer_state["elastic"]
             value_function = ValueFunction(problem, state, elastic=elastic)
             program = PenalisedProgram(joint, value_function, penalty, state)
-            weight = _ELASTIC_FACTOR * penalty * elastic
+            weight = _ELASTIC_MARGIN * penalty * elastic
             run = partial(
                 minimise_elastic,
                 program,
@@ -119,11 +122,12 @@ class SQP(Outer):
                 settle=Follower(joint, evaluation, penalty, weight, state).settle,
             )
             try:
-                descent = run(z)
+                with minimising("f + γ (g - v) over (x, y)"):
+                    descent = run(z)
             except ResponseError:  # unbounded below where the relaxation is too weak
                 if elastic >= _LARGEST_ELASTIC:
                     raise
-                state.outer_state["elastic"] = elastic * _ELASTIC_FACTOR
+                state.outer_state["elastic"] = min(elastic**2, _LARGEST_ELASTIC)
                 continue
             joint.place(descent.z)
             if settled(state.schedule, state.step):
@@ -134,10 +138,12 @@ class SQP(Outer):
             enough = tight and value.largest_multiplier < 0.9 * elastic
             if enough or elastic >= _LARGEST_ELASTIC:
                 break
-            state.outer_state["elastic"] = elastic * _ELASTIC_FACTOR
+            state.outer_state["elastic"] = min(elastic**2, _LARGEST_ELASTIC)
         state.record["value"] = value.value
         evaluation.pair()
         state.finished = settled(state.schedule, state.step)
+        if state.finished and not tight:
+            _require_feasible(problem, state)
 
     def _leave_kink(
         self,
@@ -165,11 +171,17 @@ class SQP(Outer):
         return best
 
 
+def _require_feasible(problem: BilevelProblem, state: State) -> None:
+    """Refuse an end that the relaxation alone made possible."""
+    with restoring(state.lower), suppress(ResponseError):
+        fresh = Evaluation(problem, state)
+        tightest(state.lower).update(problem, state, Track(), 0.0, [fresh])
+
+
 def _is_stationary(problem: BilevelProblem, state: State, penalty: float) -> bool:
     """Whether fresh responses at x confirm it; also where none is to be had."""
     response = tightest(state.lower)
     with suppress(InfeasibleError, ResponseError, NonFiniteError), restoring(state.lower):
-        _, slope = fresh_value(problem, state, response)
-        residual = fresh_stationarity(problem, state, response, penalty, slope)
-        return residual <= _STATIONARY * (1.0 + penalty)
+        slope = fresh_value(problem, state, response).gradient
+        return fresh_stationarity(problem, state, response, penalty, slope).within(_STATIONARY)
     return True

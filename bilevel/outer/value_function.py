@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from bilevel.calculus import Array, gradient, hessian, jacobian
+from bilevel.calculus import Array
 from bilevel.errors import InfeasibleError, ResponseError
 from bilevel.evaluation import Evaluation
+from bilevel.implicit import ZERO, Mask, lower_system, motion
 from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
-from bilevel.program import lower_equalities, lower_inequalities
 from bilevel.responses.exact import Exact
 from bilevel.state import State, Track
-
-Mask: TypeAlias = NDArray[np.bool_]
-
-#: Multipliers below this share of the largest count as zero.
-_ZERO = 1e-9
 
 
 @dataclass(frozen=True)
@@ -94,65 +85,27 @@ class ValueFunction:
     def hessian(self) -> Array:
         r"""∇²v(x) at fixed strongly active constraints, by the implicit function theorem.
 
-        .. math:: \nabla^2 v = L_{xx} -
-            \begin{pmatrix} L_{yx} \\ A_x \end{pmatrix}^{\!\top}
-            \begin{pmatrix} L_{yy} & A_y^\top \\ A_y & 0 \end{pmatrix}^{-1}
-            \begin{pmatrix} L_{yx} \\ A_x \end{pmatrix}
-
-        with L the lower Lagrangian and A the Jacobian of the strongly active constraints.
+        .. math:: \nabla^2 v = \begin{pmatrix} I \\ D \end{pmatrix}^{\!\top}
+            \nabla^2_{(x, y)} L_g \begin{pmatrix} I \\ D \end{pmatrix},
+            \qquad D = \frac{d y_g}{d x}.
         """
         self()
-        state = self.state
-        n = state.upper.size
-        with state.at_original() as track:
-            leaves = state.upper.leaves + state.lower.leaves
-            mu, nu = track.inequality_multipliers, track.equality_multipliers
-            c, h = lower_inequalities(self.problem, state), lower_equalities(self.problem, state)
-            total = self.evaluation.lower(through_x=True)
-            for multipliers, values in ((mu, c), (nu, h)):
-                if multipliers is not None:
-                    total = total + torch.dot(multipliers, values)
-            second = hessian(total, leaves)
-            active = np.concatenate(
-                [
-                    jacobian(c, leaves)[self._strongly_active(mu, len(c))],
-                    jacobian(h, leaves)[self._unsaturated(nu, len(h))],
-                ]
-            )
-            free = self._free_entries(gradient(total, state.lower.leaves))
-        coupling = np.concatenate([second[n:, :n][free], active[:, :n]])
-        rows = active[:, n:][:, free]
-        zeros = np.zeros((len(rows), len(rows)))
-        system = np.block([[second[n:, n:][np.ix_(free, free)], rows.T], [rows, zeros]])
-        if not len(system):
-            return second[:n, :n]
-        solved, *_ = np.linalg.lstsq(system, coupling, rcond=1e-12)
-        inner: Array = second[:n, :n] - coupling.T @ solved
-        symmetric: Array = 0.5 * (inner + inner.T)
-        return symmetric
+        with self.state.at_original() as track:
+            system = lower_system(self.problem, self.state, track, self.evaluation)
+        rows = [
+            system.inequality_jacobian[system.pressing & self._unsaturated(system.mu)],
+            system.equality_jacobian[self._unsaturated(system.nu)],
+        ]
+        moved = motion(system, np.concatenate(rows)).jacobian
+        tangent = np.concatenate([np.eye(self.state.upper.size), moved])
+        curvature: Array = tangent.T @ system.second @ tangent
+        return curvature
 
-    def _strongly_active(self, mu: Tensor | None, count: int) -> Mask:
-        if mu is None:
-            return np.zeros(count, dtype=bool)
-        sizes = mu.cpu().numpy()
-        strong: Mask = self._unsaturated(mu, count) & (sizes > _ZERO * sizes.max(initial=1.0))
-        return strong
-
-    def _unsaturated(self, multipliers: Tensor | None, count: int) -> Mask:
+    def _unsaturated(self, multipliers: Array) -> Mask:
         """Constraints that are not violated at the relaxation's full price."""
-        if multipliers is None or self.elastic is None:
-            return np.ones(count, dtype=bool)
-        unsaturated: Mask = np.abs(multipliers.cpu().numpy()) < self.elastic * (1.0 - _ZERO)
+        price = np.inf if self.elastic is None else self.elastic * (1.0 - ZERO)
+        unsaturated: Mask = np.abs(multipliers) < price
         return unsaturated
-
-    def _free_entries(self, reduced: Array) -> Mask:
-        """Entries of y that no bound holds; ``reduced`` is the gradient of the Lagrangian there."""
-        low, high = self.state.lower.bounds()
-        y = self.state.lower.vector()
-        slack = 1e-12 * np.maximum(1.0, np.abs(y))
-        pressing = np.abs(reduced) > _ZERO * np.abs(reduced).max(initial=1.0)
-        held: Mask = ((y <= low + slack) | (y >= high - slack)) & (pressing | (low == high))
-        return ~held
 
 
 def _largest(track: Track) -> float:

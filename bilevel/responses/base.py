@@ -61,3 +61,8 @@ class Response(ABC):
             Whether it did, with the solution in both levels' leaves.
         """
         return False
+
+
+def residual_name(weight: float) -> str:
+    """The column of the history that holds the residual of a response of this weight."""
+    return "lower_residual" if weight > 0.0 else "original_residual"

@@ -13,7 +13,7 @@ from bilevel.evaluation import Evaluation
 from bilevel.newton import solve
 from bilevel.options import check_positive
 from bilevel.problem import BilevelProblem
-from bilevel.program import LevelProgram, lower_equalities, lower_inequalities
+from bilevel.program import LevelProgram, lower_equalities, lower_inequalities, minimising
 from bilevel.responses.base import Response
 from bilevel.state import State, Track
 from bilevel.variables import Level
@@ -73,7 +73,8 @@ class Exact(Response):
             return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
         level = state.lower
-        with state.upper.frozen():
+        name = "g" if weight == 0.0 else "f/γ + g"
+        with state.upper.frozen(), minimising(f"{name} over the lower level's y"):
             program = LevelProgram(
                 (level,),
                 objective,

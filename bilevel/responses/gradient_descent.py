@@ -21,7 +21,7 @@ from bilevel.options import (
     check_scheduler_factory,
 )
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import Response
+from bilevel.responses.base import Response, residual_name
 from bilevel.state import State, Track
 
 
@@ -94,8 +94,8 @@ class GradientDescent(Response):
                     for loss in evaluation.losses(weight, 1.0):
                         backward(loss / len(evaluations), level, state, _source(weight))
                 require_gradients(level, _source(weight))
-                if state.measuring and k == 0 and weight > 0:
-                    state.record["lower_residual"] = level.projected_gradient_norm()
+                if state.measuring and k == 0:
+                    state.record[residual_name(weight)] = level.projected_gradient_norm()
                 take_step(level, optimizer, self.clip_norm)
         if track.scheduler is not None:
             track.scheduler.step()

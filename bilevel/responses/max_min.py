@@ -12,8 +12,9 @@ from bilevel.evaluation import Evaluation, require_same_length
 from bilevel.gradients import backward, require_gradients
 from bilevel.options import check_count, check_optional_positive
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import Response
+from bilevel.responses.base import Response, residual_name
 from bilevel.state import State, Track
+from bilevel.variables import Level, global_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,13 @@ class MaxMin(Response):
             for t in range(self.steps):
                 momentum = max(t - 1, 0) / (t + 2) if self.accelerated else 0.0
                 ahead_mu, ahead_nu = _ahead(mu, last_mu, momentum), _ahead(nu, last_nu, momentum)
-                for _ in range(self.primal_steps):
-                    self._descend(state, weight, evaluations, ahead_mu, ahead_nu)
+                for k in range(self.primal_steps):
+                    self._differentiate(state, weight, evaluations, ahead_mu, ahead_nu)
+                    if state.measuring and t == k == 0:
+                        slope = state.lower.projected_gradient_norm()
+                        others = _dual_residual(problem, state, mu, nu).to(slope)
+                        state.record[residual_name(weight)] = torch.maximum(slope, others)
+                    self._descend(state.lower)
                 last_mu, last_nu = mu, nu
                 with torch.no_grad():
                     if ahead_mu is not None:
@@ -109,8 +115,8 @@ class MaxMin(Response):
                         nu = ahead_nu + dual_lr * h
         track.inequality_multipliers, track.equality_multipliers = mu, nu
 
-    def _descend(
-        self,
+    @staticmethod
+    def _differentiate(
         state: State,
         weight: float,
         evaluations: list[Evaluation],
@@ -123,8 +129,8 @@ class MaxMin(Response):
             for loss in evaluation.losses(weight, 1.0, mu, nu):
                 backward(loss / len(evaluations), level, state, "the lower-level Lagrangian")
         require_gradients(level, "the lower-level Lagrangian")
-        if state.measuring and weight > 0:
-            state.record["lower_residual"] = level.projected_gradient_norm()
+
+    def _descend(self, level: Level) -> None:
         with torch.no_grad():
             torch._foreach_add_(
                 [leaf for leaf in level.leaves if leaf.grad is not None],
@@ -132,6 +138,22 @@ class MaxMin(Response):
                 alpha=-float(self.lr or 0.0),
             )
         level.project()
+
+
+@torch.no_grad()
+def _dual_residual(
+    problem: BilevelProblem, state: State, mu: Tensor | None, nu: Tensor | None
+) -> Tensor:
+    """The norm of (μ - [μ + c]₊, h): how far the multipliers and constraints are from optimal."""
+    x, y = state.upper.tree, state.lower.tree
+    parts: list[Tensor] = []
+    if mu is not None and (c := problem.inequalities(x, y)) is not None:
+        require_same_length("lower_constraints", c, mu)
+        parts.append(mu - (mu + c).clamp_min(0.0))
+    if nu is not None and (h := problem.equalities(x, y)) is not None:
+        require_same_length("lower_equalities", h, nu)
+        parts.append(h)
+    return global_norm(parts)
 
 
 def _ahead(now: Tensor | None, last: Tensor | None, momentum: float) -> Tensor | None:

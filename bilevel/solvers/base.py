@@ -24,7 +24,7 @@ from bilevel.responses.base import Response
 from bilevel.schedules import Schedule, as_schedule, penalty_at
 from bilevel.solution import Solution
 from bilevel.solvers.choice import choose
-from bilevel.solvers.loop import run_solver
+from bilevel.solvers.loop import Run, run_solver
 from bilevel.solvers.parts import check_parts
 from bilevel.solvers.restarts import best_of
 from bilevel.state import State, Track
@@ -56,9 +56,10 @@ class PenaltySolver(ABC):
     clip_norm : float, optional
         Bound on the gradient's norm at each level (first-order steps).
     accumulate : int
-        Micro-batches a step: all of them for the lower level, then all of them for the upper.
+        Micro-batches a step: all of them for the lower level, then all of them for the upper; for
+        first-order outer steps.
     autocast : torch.dtype, optional
-        Evaluate the objectives under ``torch.autocast`` with this dtype.
+        Evaluate the objectives under ``torch.autocast`` with this dtype; for first-order responses.
     """
 
     penalty: float | Schedule | None = None
@@ -215,11 +216,18 @@ class PenaltySolver(ABC):
             Bound on the outer steps.
         tolerance : float
             Bound on the residuals at which a run has converged: the projected outer gradient and,
-            for first-order responses, the projected gradient of f/γ + g in y.
+            for first-order responses, the residuals of their optimality conditions (the projected
+            gradient, the constraints, the multipliers), times γ where the direction holds γ times
+            the difference of two responses. The residual that is measured afresh at the end has to
+            confirm it: it may be at most tolerance · (1 + the size of the terms that cancel in it),
+            see :class:`~bilevel.Solution`.
         upper_batches, lower_batches : iterable, optional
             Loaders for objectives that take a batch; gone through again and again.
         restarts : int
-            Further seeded random starts; the best verified feasible answer is kept.
+            Further seeded random starts; the best verified feasible answer is kept. A run that
+            meets an earlier one's path ends there. Under a growing penalty all may: the problem of
+            its first value can have a single solution where later ones have several. A constant
+            penalty, such as ``penalty=1e4``, keeps the starts apart.
         seed : int
             Seed of the random starts.
         callbacks : sequence
@@ -255,18 +263,19 @@ class PenaltySolver(ABC):
             "log_every": log_every or max(1, max_steps // 1000),
             "resume": resume,
         }
-        if restarts:
-            return best_of(
-                lambda x, y: self._run(problem, x, y, options), problem, x0, y0, restarts, seed
-            )
-        return self._run(problem, x0, y0, options)
+        if not restarts:
+            return self._run(problem, x0, y0, options)
+
+        def run(x: Tree, y: Tree, watch: Callback) -> Solution:
+            watched = {**options, "callbacks": [*options["callbacks"], watch]}
+            return self._run(problem, x, y, watched)
+
+        return best_of(run, problem, x0, y0, restarts, seed)
 
     def _run(self, problem: BilevelProblem, x: Tree, y: Tree, options: dict[str, Any]) -> Solution:
         return run_solver(self, problem, x, y, **options)
 
-    def measure(
-        self, problem: BilevelProblem, state: State, batches: tuple[Any, Any]
-    ) -> dict[str, float]:
+    def measure(self, run: Run) -> dict[str, float]:
         """Further quantities for the history, at a logged step."""
         return {}
 

@@ -52,6 +52,18 @@ def choose(
             "batch: let them hold the whole data set, or use first-order steps (upper_lr=, "
             "lower_lr=)"
         )
+    if solver.accumulate > 1 and outer.needs_exact_response:
+        raise NotApplicableError(
+            f"accumulate={solver.accumulate} averages the gradients of micro-batches, and "
+            f"{type(outer).__name__} compares values of f and g that it takes whole: give it the "
+            "data at once, or use first-order steps (upper_lr=...)"
+        )
+    if solver.autocast is not None and response.exact:
+        raise NotApplicableError(
+            f"autocast={solver.autocast} evaluates the objectives in low precision, and "
+            f"{type(response).__name__} needs double precision: leave autocast= out, or use "
+            "first-order steps (lower_lr=...)"
+        )
     if solver.penalty is not None:
         schedule = as_schedule(solver.penalty)
     else:

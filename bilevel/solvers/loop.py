@@ -37,12 +37,16 @@ _RUNAWAY = 1e12
 
 @dataclass
 class Run:
-    """A run in progress, as callbacks and checkpoints see it."""
+    """A run in progress, as callbacks and checkpoints see it.
+
+    ``earlier`` is what a solver of several phases keeps of those before this run.
+    """
 
     solver: PenaltySolver
     problem: BilevelProblem
     state: State
     streams: dict[str, BatchStream]
+    earlier: dict[str, Any] | None = None
     records: list[Record] = field(default_factory=list)
     elapsed: float = 0.0
     failed: bool = False
@@ -70,6 +74,7 @@ class Run:
             "solver": type(self.solver).__name__,
             "state": self.state.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "earlier": self.earlier,
             "records": self.records,
             "elapsed": self.seconds,
             "random": get_random_state(),
@@ -94,6 +99,7 @@ class Run:
             self.state.load_state_dict(saved["state"])
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+        self.earlier = saved["earlier"]
         self.records = saved["records"]
         self.elapsed = saved["elapsed"]
         set_random_state(saved["random"])
@@ -113,12 +119,13 @@ def run_solver(
     progress: bool | None,
     log_every: int,
     resume: str | Path | None,
+    earlier: dict[str, Any] | None = None,
 ) -> Solution:
     """One run from one start."""
     state = solver.init(problem, x0, y0)
     loaders = {"upper_batches": upper_batches, "lower_batches": lower_batches}
     streams = {name: BatchStream(it, name) for name, it in loaders.items() if it is not None}
-    run = Run(solver, problem, state, streams)
+    run = Run(solver, problem, state, streams, earlier)
     if resume is not None:
         run.restore(Path(resume))
     bar = ProgressBar(max_steps, state.step, progress)
@@ -189,11 +196,12 @@ def _record(run: Run) -> Record:
     if "value" in values:
         values["lower_gap"] = values["lower"] - values.pop("value")
     values = mean_values(values)
-    values.update(run.solver.measure(run.problem, state, run.batches))
+    values.update(run.solver.measure(run))
+    if "violation" not in values:
+        values["violation"] = constraint_violation(run.problem, state)
     return {
         "step": state.step,
         **values,
-        "violation": constraint_violation(run.problem, state),
         "gradient_evaluations": state.gradient_evaluations,
         "seconds": run.seconds,
     }
@@ -204,11 +212,19 @@ def _converged(run: Run, tolerance: float) -> bool:
     if not run.records or run.records[-1]["step"] != run.state.step:
         return False
     last_step = run.state.step - 1
-    return _small(run.records[-1], tolerance) and settled(run.state.schedule, last_step)
+    return _small(run.records[-1], run, tolerance) and settled(run.state.schedule, last_step)
 
 
-def _small(record: Record, tolerance: float) -> bool:
-    residuals = [record[name] for name in ("stationarity", "lower_residual") if name in record]
+def _small(record: Record, run: Run, tolerance: float) -> bool:
+    """Whether the residuals are; in the direction of F_γ those of the responses count γ times."""
+    weight = record["penalty"] if run.solver.tracks_original else 1.0
+    weights = {
+        "stationarity": 1.0,
+        "upper_residual": 1.0,
+        "lower_residual": weight,
+        "original_residual": weight,
+    }
+    residuals = [by * record[name] for name, by in weights.items() if name in record]
     return bool(residuals) and max(residuals) <= tolerance
 
 
@@ -235,12 +251,13 @@ def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
     return Solution(
         x=state.upper.result(),
         y=state.lower.result(),
+        y_original=None if found.original is None else state.lower.shaped(found.original),
         upper_value=found.upper_value,
         lower_value=found.lower_value,
         lower_gap=found.lower_gap,
         constraint_violation=found.constraint_violation,
         stationarity=found.stationarity,
-        status=_judge(status, found, penalty, tolerance),
+        status=_judge(status, found, tolerance),
         steps=state.step,
         history=run.history,
         seconds=run.seconds,
@@ -250,16 +267,15 @@ def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
     )
 
 
-def _judge(status: Status, found: Residuals, penalty: float, tolerance: float) -> Status:
+def _judge(status: Status, found: Residuals, tolerance: float) -> Status:
     """The loop's verdict against the residuals that were recomputed."""
     if status is Status.STOPPED:
         return status
     if not found.constraint_violation <= FEASIBILITY:  # NaN is no feasibility
         return Status.INFEASIBLE
-    if math.isnan(found.stationarity):
+    if found.measured is None:
         return status
-    # The penalised value's gradients grow with the penalty, so its residual is relative to it.
-    small = found.stationarity <= tolerance * (1.0 + penalty)
+    small = tolerance > 0 and found.measured.within(tolerance)
     if status is Status.CONVERGED and not small:
         return Status.BIASED
     if status is Status.STALLED and small:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bilevel import checkpoints
-from bilevel.diagnostics.bias import measure_bias
-from bilevel.errors import BiasWarning, NotApplicableError, OptionError
+from bilevel.bias import measure_bias
+from bilevel.errors import BiasWarning, CheckpointError, NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward
 from bilevel.options import check_count, check_positive
@@ -21,6 +22,7 @@ from bilevel.responses.exact import EXACT_LIMIT, Exact
 from bilevel.schedules import penalty_at
 from bilevel.solution import Solution, Status
 from bilevel.solvers.base import PenaltySolver
+from bilevel.solvers.loop import Run
 from bilevel.state import State
 from bilevel.trees import Tree
 
@@ -55,7 +57,8 @@ class PBGDFree(PenaltySolver):
         ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
     bias_every : int, optional
         Measure the bias every so many steps (one extra solve of the lower level each time) and
-        warn when it outweighs the direction that the method follows.
+        warn, once a run, when it outweighs the direction that the method follows and no ``polish``
+        is to remove it. An empty x has none.
     polish : PenaltySolver, optional
         A solver with the full gradient, usually :class:`~bilevel.PBGD`, that takes over where this
         method ends: at ``polish_below``, or after ``max_steps``, which holds for each of the two.
@@ -108,22 +111,25 @@ class PBGDFree(PenaltySolver):
                 "lower level"
             )
 
-    def measure(
-        self, problem: BilevelProblem, state: State, batches: tuple[Any, Any]
-    ) -> dict[str, float]:
+    def measure(self, run: Run) -> dict[str, float]:
         """The bias, every ``bias_every`` steps."""
-        if self.bias_every is None or (state.step - 1) % self.bias_every:
+        problem, state = run.problem, run.state
+        if self.bias_every is None or not state.upper.leaves or (state.step - 1) % self.bias_every:
             return {}
         if state.step == 1 and self.bias_every > 1 and not state.response.exact:
             return {}  # y has only begun to follow its response
-        penalty = penalty_at(state.schedule, state.step - 1)
-        bias = measure_bias(problem, state, penalty, _original_response(problem, state), batches)
-        if bias.ratio > 1.0:
+        response = _original_response(problem, state)
+        bias = measure_bias(
+            problem, state, penalty_at(state.schedule, state.step - 1), response, run.batches
+        )
+        warned = any(record.get("bias_ratio", 0.0) > 1.0 for record in run.records)
+        if bias.ratio > 1.0 and self.polish is None and not warned:
             warnings.warn(
                 f"at step {state.step} the omitted term has norm {bias.omitted:.3g}, the direction "
-                f"{bias.direction:.3g}: the answer will be biased; finish with polish=PBGD(...)",
+                f"{bias.direction:.3g}: the answer will be biased; finish with polish=PBGD(...), "
+                "and see bias_ratio in the history for later steps",
                 BiasWarning,
-                stacklevel=2,
+                stacklevel=_callers_level(),
             )
         return {"bias": bias.omitted, "bias_ratio": bias.ratio}
 
@@ -131,25 +137,22 @@ class PBGDFree(PenaltySolver):
         if self.polish is None:
             return super()._run(problem, x, y, options)
         resume = options["resume"]
-        if resume is not None and checkpoints.load(Path(resume))["solver"] != type(self).__name__:
-            return self.polish._run(problem, x, y, options)
-        tolerance = max(options["tolerance"], self.polish_below)
-        first = super()._run(problem, x, y, {**options, "tolerance": tolerance})
-        if first.status is Status.STOPPED:
-            return first
-        second = self.polish._run(problem, first.x, first.y, {**options, "resume": None})
-        return replace(
-            second,
-            steps=first.steps + second.steps,
-            seconds=first.seconds + second.seconds,
-            gradient_evaluations=first.gradient_evaluations + second.gradient_evaluations,
-            history=_joined(first, second),
-            parts={**second.parts, "solver": f"PBGDFree, then {type(self.polish).__name__}"},
-            notes=[
-                *second.notes,
-                f"PBGDFree took {first.steps} steps to f = {first.upper_value:.6g}",
-            ],
-        )
+        saved = None if resume is None else checkpoints.load(Path(resume))
+        if saved is None or saved["solver"] == type(self).__name__:
+            tolerance = max(options["tolerance"], self.polish_below)
+            first = super()._run(problem, x, y, {**options, "tolerance": tolerance})
+            if first.status is Status.STOPPED:
+                return first
+            x, y, resume, earlier = first.x, first.y, None, _summary(first)
+        elif saved["earlier"] is not None:
+            earlier = saved["earlier"]
+        else:
+            raise CheckpointError(
+                f"{resume} was written by {saved['solver']} alone, and this is PBGDFree with "
+                "polish=: resume with the solver that began the run"
+            )
+        options = {**options, "resume": resume, "earlier": earlier}
+        return _joined(earlier, self.polish._run(problem, x, y, options), self.polish)
 
 
 def _original_response(problem: BilevelProblem, state: State) -> Response:
@@ -161,13 +164,40 @@ def _original_response(problem: BilevelProblem, state: State) -> Response:
     return state.response
 
 
-def _joined(first: Solution, second: Solution) -> pd.DataFrame:
-    """Both histories in one table, the second's counters going on from the first's."""
+def _callers_level() -> int:
+    """The ``stacklevel`` at which the function that calls this one warns the library's user."""
+    library = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == library:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _summary(first: Solution) -> dict[str, Any]:
+    """What the first phase leaves for the record, as numbers that a checkpoint can hold."""
+    return {
+        "steps": first.steps,
+        "seconds": first.seconds,
+        "gradient_evaluations": first.gradient_evaluations,
+        "upper_value": first.upper_value,
+        "records": first.history.to_dict("records"),
+    }
+
+
+def _joined(first: dict[str, Any], second: Solution, polish: PenaltySolver) -> Solution:
+    """The second phase's solution with both histories, its counters going on from the first's."""
     later = second.history.assign(phase="polish")
-    for name, offset in (
-        ("step", first.steps),
-        ("seconds", first.seconds),
-        ("gradient_evaluations", first.gradient_evaluations),
-    ):
-        later[name] = later[name] + offset
-    return pd.concat([first.history.assign(phase="value-function-free"), later], ignore_index=True)
+    for name in ("steps", "seconds", "gradient_evaluations"):
+        column = "step" if name == "steps" else name
+        later[column] = later[column] + first[name]
+    before = pd.DataFrame(first["records"]).assign(phase="value-function-free")
+    note = f"PBGDFree took {first['steps']} steps to f = {first['upper_value']:.6g}"
+    return replace(
+        second,
+        steps=first["steps"] + second.steps,
+        seconds=first["seconds"] + second.seconds,
+        gradient_evaluations=first["gradient_evaluations"] + second.gradient_evaluations,
+        history=pd.concat([before, later], ignore_index=True),
+        parts={**second.parts, "solver": f"PBGDFree, then {type(polish).__name__}"},
+        notes=[*second.notes, note],
+    )

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 
+from bilevel.calculus import Array
+from bilevel.callbacks import Callback, Record
 from bilevel.errors import BilevelError, OptionError
 from bilevel.problem import BilevelProblem
 from bilevel.solution import Solution
-from bilevel.solvers.loop import FEASIBILITY
+from bilevel.solvers.loop import FEASIBILITY, Run
 from bilevel.trees import Tree, rebuild
-from bilevel.variables import Level
+from bilevel.variables import Level, flatten
+
+#: Distance of two points, relative in each entry, below which two runs have met.
+_SAME = 1e-6
 
 
 def best_of(
-    solve: Callable[[Tree, Tree], Solution],
+    solve: Callable[[Tree, Tree, Callback], Solution],
     problem: BilevelProblem,
     x0: Tree,
     y0: Tree,
@@ -26,7 +34,10 @@ def best_of(
     """Solve from the given start and from ``restarts`` random ones.
 
     A random start draws each leaf from its domain where that is bounded, and otherwise perturbs the
-    given start by normal noise of its size, so that seeds reproduce.
+    given start by normal noise of its size, so that seeds reproduce. Seconds and gradient
+    evaluations are those of all runs together.
+
+    ``solve`` takes x, y and a callback, which ends a run that meets an earlier one.
     """
     upper = Level("x", x0, problem.upper_domain)
     lower = Level("y", y0, problem.lower_domain)
@@ -43,22 +54,65 @@ def best_of(
         )
         for index in range(restarts)
     ]
+    began = time.perf_counter()
     solutions: list[Solution] = []
     failures: list[BilevelError] = []
-    for start in starts:
+    paths = _Paths()
+    for x, y in starts:
         try:
-            solutions.append(solve(*start))
+            solutions.append(solve(x, y, paths))
+        except _Met:
+            pass
         except BilevelError as error:
             failures.append(error)
     if not solutions:
         raise failures[0]
     best = min(solutions, key=_rank)
-    feasible = sum(_rank(each)[0] == 0 for each in solutions)
-    best.notes.append(
-        f"best of {len(starts)} starts, {feasible} of them feasible"
-        + (f", {len(failures)} failed (the first: {failures[0]})" if failures else "")
+    outcomes = [f"{sum(_rank(s)[0] == 0 for s in solutions)} feasible"]
+    if paths.meetings:
+        outcomes.append(f"{paths.meetings} ended on the path of an earlier one")
+    if failures:
+        outcomes.append(f"{len(failures)} failed (the first: {failures[0]})")
+    return replace(
+        best,
+        notes=[*best.notes, f"best of {len(starts)} starts: {', '.join(outcomes)}"],
+        seconds=time.perf_counter() - began,
+        gradient_evaluations=sum(run.state.gradient_evaluations for run in paths.runs),
     )
-    return best
+
+
+class _Met(Exception):
+    """A run is where an earlier one has been."""
+
+
+class _Paths(Callback):
+    """The points of all runs so far; ends a run that would only repeat an earlier one.
+
+    Steps that solve a whole problem, as those with exact responses do, remember little beside x and
+    the responses y_γ and y_g, so two runs that share these after as many steps go on alike.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.meetings = 0
+        self._visited: dict[int, list[Array]] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Begin another path."""
+        self.runs.append(run)
+
+    def on_log(self, run: Run, record: Record) -> bool | None:
+        """Compare with the earlier paths after as many steps."""
+        state = run.state
+        if state.outer.needs_exact_response and not state.finished:
+            original = state.original and state.original.values
+            point = flatten(state.upper.leaves + state.lower.leaves + (original or []))
+            visited = self._visited.setdefault(state.step, [])
+            if any(np.allclose(point, other, rtol=_SAME, atol=_SAME) for other in visited):
+                self.meetings += 1
+                raise _Met
+            visited.append(point)
+        return None
 
 
 def _sample(level: Level, tree: Tree, generator: torch.Generator) -> Tree:

@@ -1,15 +1,18 @@
 """What Sphinx must be told of docstrings that are written to be read in an editor.
 
 In them bars are absolute values, never substitutions; attributes may share an entry, as parameters
-do; and a paragraph after the list of parameters, at the text's own indentation, is prose again.
+do, and are called so; and a paragraph after the list of parameters, at the text's own indentation,
+is prose again. A private base class stands for its own bases. The fields of a named tuple are
+described by its attributes, not once more by Python's "Alias for field number 0".
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 _CODE_OR_BARS = re.compile(r"(`[^`]*`)|\|(?=\S)([^|`]*[^|`\s])\|")
 _SHARED = re.compile(r"^(?P<names>\w+(?:, \w+)+)(?P<type> : .*|)$")
@@ -66,7 +69,24 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     end_sections(lines)
 
 
+def skip_named_tuple_fields(
+    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    return True if isinstance(obj, type(NamedTuple("_", [("field", int)]).field)) else None
+
+
+def hide_private_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    for base in [base for base in bases if base.__name__.startswith("_")]:
+        at = bases.index(base)
+        bases[at : at + 1] = base.__bases__
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("autodoc-process-bases", hide_private_bases)
+    app.connect("autodoc-skip-member", skip_named_tuple_fields)
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", process, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

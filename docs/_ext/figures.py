@@ -1,14 +1,11 @@
-"""How the gallery's figures look, and which of them the gallery sees."""
+"""How the gallery's figures look."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
-from matplotlib.figure import Figure
-from sphinx_gallery.scrapers import figure_rst
 
 #: Readable on white and on the dark theme's background alike.
 _INK = "#727c89"
@@ -46,24 +43,4 @@ def style(gallery_conf: dict[str, Any], script: str) -> None:
             "font.size": 10.5,
             "mathtext.fontset": "stixsans",
         }
-    )
-
-
-def bare_figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Show the figures that a script holds by name and that pyplot does not know."""
-    variables = block_vars["example_globals"]
-    shown = variables.setdefault("__shown_figures__", set())
-    images = []
-    for value in list(variables.values()):
-        if isinstance(value, Figure) and not hasattr(value, "number") and id(value) not in shown:
-            shown.add(id(value))
-            path = Path(next(block_vars["image_path_iterator"]))
-            sharp = path.with_name(f"{path.stem}_2_00x{path.suffix}")
-            value.savefig(path)
-            value.savefig(sharp, dpi=2 * value.dpi)
-            images.append({0: path, 2.0: sharp})
-    if not images:
-        return ""
-    return figure_rst(
-        [image[0] for image in images], gallery_conf["src_dir"], "history of the run", images
     )

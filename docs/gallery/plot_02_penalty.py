@@ -112,4 +112,5 @@ path = penalty_path(
     penalties=[1, 10, 100, 1e3, 1e4],
     solver=PBGD(),
 )
-print(path)
+columns = ["penalty", "upper_value", "lower_gap", "penalised_value", "distance"]
+print(path.table[columns].to_string(index=False))

@@ -11,7 +11,15 @@ from bilevel.problems.svm.program import Array
 
 
 class NearestFeasible(NamedTuple):
-    """A hyperplane, and by how much it falls short of each constraint."""
+    """A hyperplane that falls short of the constraints by as little as possible.
+
+    Attributes
+    ----------
+    z : array of shape (p,)
+        The hyperplane.
+    shortfall : array of shape (n,)
+        By how much it misses each constraint.
+    """
 
     z: Array
     shortfall: Array

@@ -15,7 +15,15 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 
 class KKTPoint(NamedTuple):
-    """A hyperplane ``z = (w, b)`` with the multipliers ``mu`` of the margin constraints."""
+    """A hyperplane with its multipliers.
+
+    Attributes
+    ----------
+    z : array of shape (d + 1,)
+        (w, b).
+    mu : array of shape (n,)
+        Multipliers of the margin constraints.
+    """
 
     z: Array
     mu: Array

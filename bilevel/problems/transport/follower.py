@@ -1,0 +1,180 @@
+"""The passengers' exact response to capacities and tolls, by generating their routes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from bilevel.problems.transport.capacity import Capacity, GivenCapacity
+from bilevel.problems.transport.interior_point import RoutePoint, RouteProgram, solve_routes
+from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.routes import (
+    Array,
+    RouteFinder,
+    RouteLayout,
+    RoutePool,
+    Shortest,
+)
+
+#: A pool with more routes than this many a pair is pruned to those that are near the shortest.
+_CROWDED = 6
+#: Accuracy of the tolls by which most routes are found.
+_COARSE = 1e-4
+
+
+class Equilibrium(NamedTuple):
+    r"""Passengers' answer, over the routes of a pool.
+
+    Attributes
+    ----------
+    share : array of shape (K,)
+        The part of each pair's demand that travels by the network, f.
+    load, toll, capacity : arrays of shape (E,)
+        Passengers on each link; the multiplier :math:`\lambda` of its capacity; that capacity.
+    flow : array of shape (P,)
+        Passengers on each route of ``layout``.
+    layout : RouteLayout
+    cost : array of shape (K,)
+        Of each pair's shortest route, tolls included.
+    """
+
+    share: Array
+    load: Array
+    toll: Array
+    capacity: Array
+    flow: Array
+    layout: RouteLayout
+    cost: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Passengers:
+    r"""The lower level of transport planning, solved to accuracy.
+
+    Given capacities a, passengers share themselves between the network and the alternative, and
+    choose routes, by
+
+    .. math::
+        v(a; u) = \min_{f, x} \; \sum_k w_k \bigl[ f_k \ln f_k + (1 - f_k) \ln (1 - f_k)
+            - 1 + u_k (1 - f_k) \bigr] + \sum_e d_e \ell_e
+        \quad \text{s.t.} \quad \ell \le a,
+
+    with x routing the demand :math:`w_k f_k` of every pair, and :math:`\ell` its load on the
+    links. At tolls :math:`\lambda`, the multipliers of the capacities, pairs no longer interact:
+    their passengers take shortest routes at link costs :math:`d + \lambda`, of length
+    :math:`S_k`, and :math:`f_k = \sigma(u_k - S_k)`. The dual function is therefore
+
+    .. math::
+        D(\lambda) = -\sum_k w_k \bigl[ 1 + \ln ( e^{-u_k} + e^{-S_k(d + \lambda)} ) \bigr]
+            - \lambda^\top a,
+
+    and bounds v from below at any tolls: that is the certificate, see :meth:`gap`.
+
+    Routes are generated as they become shortest; over those known, an interior-point method solves
+    the program with Newton systems of the links' size.
+
+    Parameters
+    ----------
+    network : TransportNetwork
+    tolerance : float
+        Of the interior-point method, in units of the mean demand; a route that was not generated is
+        shorter than those used by no more than 1e-8 of the tolls.
+    """
+
+    network: TransportNetwork
+    tolerance: float = 1e-9
+    _find: RouteFinder = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_find", RouteFinder(self.network))
+
+    def respond(
+        self, capacity: Array, utility: Array, pool: RoutePool, toll: Array | None = None
+    ) -> Equilibrium:
+        """The response to positive capacities.
+
+        Parameters
+        ----------
+        capacity : array of shape (E,)
+        utility : array of shape (K,)
+            u, or what stands in its place in a perturbed response.
+        pool : RoutePool
+            Routes known so far; new ones are added.
+        toll : array of shape (E,), optional
+            Tolls near the solution.
+
+        Raises
+        ------
+        ResponseError
+            The tolerance was not reached.
+        """
+        return self.solve(GivenCapacity(capacity), utility, np.zeros_like(utility), pool, toll)
+
+    def solve(
+        self,
+        capacity: Capacity,
+        utility: Array,
+        least: Array,
+        pool: RoutePool,
+        toll: Array | None = None,
+    ) -> Equilibrium:
+        """The response to capacities, or both together; ``least`` bounds the shares from below."""
+        network = self.network
+        unit = float(np.mean(network.demand))
+        demand = network.demand / unit
+        scaled = capacity.scaled(unit)
+        warm = toll is not None
+        toll = np.ones(len(network.tail)) if toll is None else toll
+        if len(pool) > _CROWDED * len(demand):
+            self._prune(pool, toll)
+        pool.add(self._find(network.travel_cost + toll), np.ones(len(demand), dtype=bool))
+        for accuracy in (max(_COARSE, self.tolerance), self.tolerance):
+            while True:
+                layout = pool.layout
+                travel = layout.routes @ network.travel_cost
+                program = RouteProgram(layout, travel, demand, utility, least * demand, scaled)
+                point = solve_routes(program, toll, warm=warm, tolerance=accuracy)
+                toll, warm = point.toll, True
+                shortest = self._find(network.travel_cost + toll)
+                known = np.minimum.reduceat(travel + layout.routes @ toll, layout.first)
+                shorter = known - shortest.cost > 10 * accuracy * max(1.0, float(toll.max()))
+                if not pool.add(shortest, shorter):
+                    break
+        return self._equilibrium(point, shortest, layout, unit)
+
+    def gap(self, capacity: Array, utility: Array, answer: Equilibrium) -> float:
+        """The certificate: primal less dual value, an upper bound on the response's error in v."""
+        network = self.network
+        primal = self.value(answer.share, utility) + network.travel_cost @ answer.load
+        offered = np.logaddexp(-utility, -answer.cost)
+        dual = -(network.demand @ (1 + offered)) - answer.toll @ capacity
+        return float(primal - dual)
+
+    def value(self, share: Array, utility: Array) -> float:
+        """The lower objective, travel costs left out."""
+        rest = 1 - share
+        entropy = share * np.log(share) + rest * np.log(rest)
+        return float(self.network.demand @ (entropy - 1 + utility * rest))
+
+    def _prune(self, pool: RoutePool, toll: Array) -> None:
+        """Keep the half of the routes that exceed the shortest of their pair by least."""
+        layout = pool.layout
+        cost = layout.routes @ (self.network.travel_cost + toll)
+        excess = cost - np.minimum.reduceat(cost, layout.first)[layout.local]
+        pool.retain(excess <= np.median(excess))
+
+    def _equilibrium(
+        self, point: RoutePoint, shortest: Shortest, layout: RouteLayout, unit: float
+    ) -> Equilibrium:
+        share = point.served / (self.network.demand / unit)
+        return Equilibrium(
+            share=np.clip(share, np.finfo(float).tiny, np.nextafter(1.0, 0.0)),
+            load=unit * point.load,
+            toll=point.toll,
+            capacity=unit * point.capacity,
+            flow=unit * point.flow,
+            layout=layout,
+            cost=shortest.cost,
+        )

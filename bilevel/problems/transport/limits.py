@@ -1,0 +1,129 @@
+"""What a plan has to respect: bounds on capacities, a budget, a least share of every demand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from bilevel.errors import OptionError, ProblemError
+from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.routes import Array, RouteFinder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlanLimits:
+    r"""Constraints of the planner.
+
+    Parameters
+    ----------
+    floor : float
+        :math:`a_{\min} > 0`, the least capacity of a link while a plan is sought: without any, a
+        link's multiplier is not unique. Finished plans leave out what is not used.
+    ceiling : float or array of shape (E,), optional
+        :math:`a_{\max}`, the largest capacity of each link.
+    budget : float, optional
+        Bound on the construction cost :math:`\sum_e c_e a_e`.
+    least_share : float or array of shape (K,), optional
+        Least share of each pair's demand that is to travel by the network.
+
+    Raises
+    ------
+    OptionError
+        A bound is not a number, or out of range.
+    """
+
+    floor: float = 1e-3
+    ceiling: npt.ArrayLike | None = None
+    budget: float | None = None
+    least_share: npt.ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < np.inf:
+            raise OptionError(f"floor={self.floor!r}, expected a positive number, such as 1e-3")
+        if self.budget is not None and not 0 < self.budget < np.inf:
+            raise OptionError(f"budget={self.budget!r}, expected a positive number, or None")
+        _numbers("ceiling", self.ceiling)
+        _numbers("least_share", self.least_share)
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is none but the floor."""
+        return self.ceiling is None and self.budget is None and self.least_share is None
+
+    def of(self, network: TransportNetwork) -> Bounds:
+        """The limits as arrays that fit a network.
+
+        Raises
+        ------
+        OptionError
+            An array does not fit the network.
+        ProblemError
+            The limits contradict each other, or no tolls could attract a pair's least share.
+        """
+        links, pairs = len(network.tail), len(network.origin)
+        upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
+        least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")
+        lower = np.full(links, self.floor)
+        if not np.all(upper > self.floor):
+            raise ProblemError(
+                f"ceiling: the smallest is {np.min(upper):g} and the floor is {self.floor:g}; give "
+                "a smaller floor, and leave links that must not be built out of the network"
+            )
+        budget = np.inf if self.budget is None else float(self.budget)
+        if network.construction_cost @ lower >= budget:
+            raise ProblemError(
+                f"budget={budget:g} does not pay for the floor of {self.floor:g} on all links, "
+                f"{network.construction_cost @ lower:g}: give a smaller floor or a larger budget"
+            )
+        if not (np.all(least >= 0) and np.all(least < 1)):
+            raise OptionError(
+                f"least_share: found {least[(least < 0) | (least >= 1)][0]:g}, expected shares of "
+                "at least 0 and below 1"
+            )
+        self._require_attainable(network, least)
+        return Bounds(lower, upper, budget, least)
+
+    def _require_attainable(self, network: TransportNetwork, least: Array) -> None:
+        cost = RouteFinder(network)(network.travel_cost).cost
+        largest = 1 / (1 + np.exp(np.minimum(cost - network.alternative_cost, 700.0)))
+        beyond = np.flatnonzero(least >= largest)
+        if len(beyond):
+            k = beyond[0]
+            o, dest = (network.nodes[ends[k]] for ends in (network.origin, network.destination))
+            raise ProblemError(
+                f"least_share: {least[k]:g} of the demand from {o!r} to {dest!r} is to be served, "
+                f"and with ample capacity {largest[k]:.4g} would travel by the network "
+                f"({len(beyond)} such pairs): lower these shares, or the links' travel costs"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bounds:
+    """Limits as arrays: capacities (E,), the budget, infinite where absent, shares (K,)."""
+
+    lower: Array
+    upper: Array
+    budget: float
+    least_share: Array
+
+
+def _numbers(name: str, value: npt.ArrayLike | None) -> None:
+    if value is None:
+        return
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.full(1, np.nan)
+    if np.any(np.isnan(array)) or array.ndim > 1:
+        raise OptionError(f"{name}={value!r}, expected a number, or one for each")
+
+
+def _spread(
+    name: str, value: npt.ArrayLike | None, default: float, count: int, things: str
+) -> Array:
+    array = np.asarray(default if value is None else value, dtype=np.float64)
+    if array.ndim == 1 and len(array) != count:
+        raise OptionError(f"{name} has {len(array)} entries for {count} {things}")
+    return np.broadcast_to(array, (count,)).copy()

@@ -1,0 +1,226 @@
+"""From a network to a plan: BLOCC along a rising penalty, restarts, trimming, and a polish."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bilevel.callbacks import Checkpoint
+from bilevel.errors import OptionError, ProblemError
+from bilevel.options import check_count, check_positive
+from bilevel.outer.difference_of_convex import DifferenceOfConvex
+from bilevel.problems.transport.assessment import Assessment, assess
+from bilevel.problems.transport.limits import PlanLimits
+from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.problem import transport_problem, transport_start
+from bilevel.problems.transport.tolls_search import polish_tolls
+from bilevel.schedules import Geometric
+from bilevel.solution import Solution
+from bilevel.solvers.blocc import BLOCC
+
+#: The penalty with which every run ends: the two responses then differ by a few thousandths.
+LAST_PENALTY = 500.0
+#: Shortfalls of a share, and excesses over a bound, that count as none.
+NEGLIGIBLE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan, what it is worth, and how it came about.
+
+    Attributes
+    ----------
+    assessment : Assessment
+        The plan, and the passengers' exact answer to it.
+    blocc : Assessment
+        The same of the capacities with which the best run of BLOCC itself ended.
+    solution : Solution
+        That run.
+    stages : pandas.DataFrame
+        One row a stage: its name, the exact profit of the plan at its end, and its wall time in
+        seconds, the exact assessment included.
+    violation : float
+        Largest excess over a ceiling or the budget, in their units, or shortfall of a share.
+    """
+
+    assessment: Assessment
+    blocc: Assessment
+    solution: Solution
+    stages: pd.DataFrame
+    violation: float
+
+
+def plan_network(
+    network: TransportNetwork,
+    limits: PlanLimits | None = None,
+    *,
+    start: npt.ArrayLike | None = None,
+    steps: int = 100,
+    first_penalties: Sequence[float] = (0.3, 1.0),
+    trim: bool = True,
+    polish: int = 0,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    progress: bool | None = None,
+) -> Plan:
+    """Choose the capacities of a network's links for the largest profit.
+
+    Parameters
+    ----------
+    network : TransportNetwork
+    limits : PlanLimits, optional
+        Bounds on capacities, a budget, least shares.
+    start : float or array of shape (E,), optional
+        Capacities to start from; by default a quarter of all demand, spread evenly over the links:
+        scarce ones, since ample ones carry no toll that tells links apart.
+    steps : int
+        Outer steps of a run of BLOCC, over which the penalty grows to 500.
+    first_penalties : sequence of float
+        A run for each, from that penalty; the best is kept. Where the penalty is small, the leader
+        has all but full say in the passengers' answer, so that runs forget the capacities they
+        start from; which local optimum they reach is decided by the penalty's path.
+    trim : bool
+        Reduce capacities to their use, and leave out links that carry no more than the floor.
+    polish : int
+        Rounds of local search on tolls, from those of the best run, see :func:`polish_tolls`; 0 for
+        none. The plan is assessed anew, and kept if it is better.
+    seed : int
+        Of the polish.
+    checkpoints : Path, optional
+        A folder in which runs of BLOCC are saved, and from which they go on.
+    progress : bool, optional
+        Show BLOCC's progress; by default in a terminal only.
+
+    Raises
+    ------
+    OptionError, ProblemError
+        An option is out of range, or as :meth:`PlanLimits.of`.
+    ResponseError
+        A response was not solved to its tolerance.
+    """
+    check_count("steps", steps)
+    check_count("polish", polish, least=0)
+    for first in first_penalties:
+        check_positive("first_penalties", first)
+    if not first_penalties:
+        raise OptionError("first_penalties is empty, expected one penalty or more, such as (1.0,)")
+    limits = limits or PlanLimits()
+    search = _Search(network, limits, steps, checkpoints, progress)
+    if start is None:
+        start = 0.25 * network.demand.sum() / len(network.tail)
+    runs = [search.run(index, start, first) for index, first in enumerate(first_penalties)]
+    solution, blocc = max(runs, key=lambda run: search.rank(run[1]))
+    best = blocc
+    if trim:
+        best = search.trim(best)
+    if polish > 0:
+        best = search.polish(blocc, best, polish, seed)
+    return Plan(best, blocc, solution, pd.DataFrame(search.stages), search.violation(best))
+
+
+class _Search:
+    """The stages of a plan, each of which ends with an exact assessment."""
+
+    def __init__(
+        self,
+        network: TransportNetwork,
+        limits: PlanLimits,
+        steps: int,
+        checkpoints: Path | None,
+        progress: bool | None,
+    ) -> None:
+        self.network, self.limits, self.bounds = network, limits, limits.of(network)
+        self.steps, self.checkpoints, self.progress = steps, checkpoints, progress
+        self.stages: list[dict[str, object]] = []
+        self._began = time.perf_counter()
+
+    def run(self, index: int, start: npt.ArrayLike, first: float) -> tuple[Solution, Assessment]:
+        """BLOCC along a rising penalty; where shares fall short, on from there with larger ones."""
+        file = None if self.checkpoints is None else self.checkpoints / f"blocc-{index}.pt"
+        rising = Geometric(first, LAST_PENALTY, steps=self.steps)
+        bounds = self.bounds
+        solution = self._solve(self.limits, start, rising, self.steps, file)
+        found = assess(self.network, solution.x.numpy())
+        self._note(f"BLOCC, penalty from {first:.3g}", found)
+        asked = bounds.least_share
+        for _ in range(5):
+            missing = bounds.least_share - found.share
+            if missing.max() <= NEGLIGIBLE:
+                break
+            asked = asked + 1.5 * np.maximum(missing, 0.0)
+            limits = dataclasses.replace(self.limits, least_share=asked)
+            constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
+            solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
+            found = assess(self.network, solution.x.numpy())
+            self._note("BLOCC, larger shares asked for", found)
+        return solution, found
+
+    def _solve(
+        self,
+        limits: PlanLimits,
+        start: npt.ArrayLike,
+        penalty: Geometric,
+        steps: int,
+        file: Path | None,
+    ) -> Solution:
+        problem = transport_problem(self.network, limits)
+        inside = np.clip(start, self.bounds.lower, self.bounds.upper)
+        solver = BLOCC(penalty=penalty, outer=DifferenceOfConvex(extrapolation=0.9))
+        return solver.solve(
+            problem,
+            *transport_start(self.network, inside),
+            max_steps=steps,
+            callbacks=[] if file is None else [Checkpoint(file, every=10)],
+            resume=file if file is not None and file.exists() else None,
+            progress=self.progress,
+        )
+
+    def trim(self, plan: Assessment) -> Assessment:
+        """Capacities as they are used, twice: without the least used links others carry more."""
+        for _ in range(2):
+            capacity = plan.trimmed_capacity
+            capacity[capacity <= 2 * self.limits.floor] = 0.0
+            plan = self._better(plan, assess(self.network, capacity))
+        self._note("trim", plan)
+        return plan
+
+    def polish(self, blocc: Assessment, plan: Assessment, rounds: int, seed: int) -> Assessment:
+        """Local search on the tolls at BLOCC's capacities: trimmed ones would not determine any."""
+        toll = np.where(blocc.load > 2 * self.limits.floor, blocc.toll, np.inf)
+        try:
+            found = polish_tolls(self.network, toll, rounds=rounds, seed=seed, limits=self.limits)
+        except ProblemError:
+            self._note("polish, which found no plan within the limits", plan)
+            return plan
+        plan = self._better(plan, assess(self.network, found.plan.load))
+        self._note("polish", plan)
+        return plan
+
+    def rank(self, plan: Assessment) -> tuple[bool, float]:
+        """Plans within the limits first, then by profit."""
+        return self.violation(plan) <= NEGLIGIBLE, plan.profit
+
+    def violation(self, plan: Assessment) -> float:
+        """See :class:`Plan`."""
+        bounds = self.bounds
+        over = float(np.max(plan.capacity - bounds.upper))
+        return max(
+            0.0,
+            over,
+            plan.construction_cost - bounds.budget,
+            float(np.max(bounds.least_share - plan.share)),
+        )
+
+    def _better(self, plan: Assessment, other: Assessment) -> Assessment:
+        return max(plan, other, key=self.rank)
+
+    def _note(self, stage: str, plan: Assessment) -> None:
+        now = time.perf_counter()
+        self.stages.append({"stage": stage, "profit": plan.profit, "seconds": now - self._began})
+        self._began = now

@@ -1,0 +1,274 @@
+"""Plan a transport network: which links to build, and with what capacity, for the largest profit.
+
+Passengers answer a plan with routes and with the choice between the network and another mode of
+travel. They pay a fare for each trip; each unit of a link's capacity costs the operator. The plan
+is found by BLOCC (arXiv:2406.10148, section 4.3) with difference-of-convex steps along a rising
+penalty, trimmed to what is used, and polished by a local search on link tolls. Whatever is
+reported of a plan is the passengers' exact answer to it, from an independent solver.
+
+  python examples/seville_transport.py                      the paper's nine-node network
+  python examples/seville_transport.py --network seville    Seville's metro: 24 stations, 552 pairs
+  python examples/seville_transport.py --network random:50  a random city of 50 nodes
+
+Your own network, as tables or as a graph:
+
+  python examples/seville_transport.py --links links.csv --demand demand.csv --positions nodes.csv
+  python examples/seville_transport.py --graph network.graphml --demand demand.csv
+
+links.csv:   i, j, d, c        a directed link from i to j, travel cost, construction cost
+demand.csv:  o, dest, w, u, m  a pair, its demand, cost of the alternative mode, fare
+nodes.csv:   node, x, y        for the map only
+The GraphML's edges have the attributes travel_cost and construction_cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import networkx
+import numpy as np
+import pandas as pd
+import torch
+from output import write_configuration, write_json
+
+from bilevel.errors import BilevelError, OptionError, ProblemError
+from bilevel.extras import require
+from bilevel.problems.transport import (
+    Assessment,
+    PlanLimits,
+    TollPolish,
+    TransportNetwork,
+    assess,
+    nine_node,
+    plan_network,
+    polish_tolls,
+    random_network,
+    seville,
+    seville_start,
+    three_node,
+)
+
+NETWORKS = {"three-node": three_node, "nine-node": nine_node, "seville": seville}
+QUICK = {"steps": 30, "first_penalties": [0.3], "polish": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A plan, and the time since the beginning; seconds on the clock and of the processor."""
+
+    plan: Assessment
+    lower_gap: float
+    violation: float
+    seconds: float
+    cpu_seconds: float
+
+
+def main() -> None:
+    args = parse_arguments()
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    try:
+        require("matplotlib", "plot")
+        network = read_network(args)
+        limits = PlanLimits(ceiling=args.ceiling, budget=args.budget, least_share=args.least_share)
+        start = read_start(args, network)
+        limits.of(network)  # so that nothing is written where they contradict each other
+        prepare_folder(args)
+        stages, history = plan_in_stages(args, network, limits, start)
+    except BilevelError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    from transport_report import draw, summary, table
+
+    plan = list(stages.values())[-1].plan
+    write_json(args.out / "summary.json", summary(stages))
+    history.to_csv(args.out / "history.csv", index=False)
+    plan.plan.to_csv(args.out / "plan.csv", index=False)
+    networkx.write_graphml(plan.to_graph(), args.out / "plan.graphml")
+    draw(stages, history, args.out)
+    print(table(stages))
+    print(f"\n{time.perf_counter() - began:.0f} s; plan, tables and figures are in {args.out}/")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("the network")
+    source = data.add_mutually_exclusive_group()
+    source.add_argument("--network", metavar="NAME", type=network_name, default="nine-node",
+                        help="three-node, nine-node (default), seville or random:N")  # fmt: skip
+    source.add_argument("--links", type=Path, metavar="CSV", help="the candidate links")
+    source.add_argument("--graph", type=Path, metavar="GRAPHML", help="the candidate links")
+    data.add_argument("--demand", type=Path, metavar="CSV", help="the pairs and their demand")
+    data.add_argument("--positions", type=Path, metavar="CSV", help="the nodes' coordinates")
+
+    limit = parser.add_argument_group("what the plan has to respect").add_argument
+    limit("--ceiling", type=float, help="largest capacity of a link")
+    limit("--budget", type=float, help="largest construction cost of all links together")
+    limit("--least-share", type=float, metavar="SHARE",
+          help="least share of each pair's demand that is to travel by the network")  # fmt: skip
+
+    option = parser.add_argument_group("how it is sought").add_argument
+    option("--start", metavar="START", default="even",
+           help="capacities to start from: even (a quarter of all demand, spread evenly over the "
+           "links), random (of the same mean), published (of seville), or a number "
+           "(default: %(default)s)")  # fmt: skip
+    option("--steps", type=int, default=100, help="outer steps of a run (default: %(default)s)")
+    option("--first-penalties", type=float, nargs="+", default=[0.3, 1.0], metavar="PENALTY",
+           help="a run from each of these, the best is kept (default: 0.3 1)")  # fmt: skip
+    option("--no-trim", action="store_true", help="keep capacity that nobody uses")
+    option("--polish", type=int, default=20, metavar="ROUNDS",
+           help="rounds of the search on tolls; 0 for none (default: %(default)s)")  # fmt: skip
+    option("--seed", type=int, default=0,
+           help="of random networks, starts and the search (default: %(default)s)")  # fmt: skip
+    option("--quick", action="store_true", help="one short run, 2 rounds: under a minute")
+    option("--resume", action="store_true", help="go on with an interrupted run's checkpoints")
+    option("--out", type=Path, default=Path("results/seville_transport"),
+           help="folder to write to (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args()
+    tables = args.links or args.graph
+    if bool(tables) != bool(args.demand):
+        parser.error("--demand goes with --links or --graph, and each of these with --demand")
+    if args.positions and not args.links:
+        parser.error("--positions goes with --links; a graph's nodes have attributes x and y")
+    if args.quick:
+        vars(args).update(QUICK)
+    return args
+
+
+def network_name(text: str) -> str:
+    kind, _, size = text.partition(":")
+    if text in NETWORKS or (kind == "random" and size.isdecimal()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(NETWORKS)}, random:N")
+
+
+def read_network(args: argparse.Namespace) -> TransportNetwork:
+    if args.links:
+        return TransportNetwork.from_csv(
+            args.links, args.demand, args.positions, name=args.links.stem
+        )
+    if args.graph:
+        return TransportNetwork.from_graphml(args.graph, args.demand)
+    if args.network in NETWORKS:
+        return NETWORKS[args.network]()
+    return random_network(int(args.network.partition(":")[2]), seed=args.seed)
+
+
+def read_start(args: argparse.Namespace, network: TransportNetwork) -> np.ndarray:
+    even = np.full(len(network.tail), network.demand.sum() / len(network.tail) / 4)
+    if args.start == "even":
+        return even
+    if args.start == "random":
+        return even * np.random.default_rng(args.seed).uniform(0.0, 2.0, len(even))
+    if args.start == "published":
+        if network.name != "seville":
+            raise OptionError("--start published is for --network seville; give a number, or even")
+        return seville_start(network)
+    try:
+        number = float(args.start)
+    except ValueError:
+        number = np.nan
+    if not 0 <= number < np.inf:
+        raise OptionError(f"--start {args.start}: expected even, random, published or a number")
+    return np.full(len(even), number)
+
+
+def prepare_folder(args: argparse.Namespace) -> None:
+    """Write the configuration; keep the checkpoints of the run that is resumed, and no others."""
+    folder = args.out / "checkpoints"
+    found = sorted(folder.glob("blocc-*.pt"))
+    if args.resume:
+        if not found:
+            raise OptionError(f"--resume: there are no checkpoints in {folder}; leave it out")
+        require_same_run(args)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in found:
+            file.unlink()
+    write_configuration(args.out, args)
+
+
+def require_same_run(args: argparse.Namespace) -> None:
+    """The search is resumed as it was begun; what comes after it may be asked for anew."""
+    free = {"resume", "out", "polish", "no_trim"}
+    before = json.loads((args.out / "config.json").read_text())["arguments"]
+    now = json.loads(json.dumps(vars(args), default=str))
+    for name in now.keys() - free:
+        if now[name] != before.get(name):
+            raise OptionError(
+                f"--resume: the run in {args.out} had {name}={before.get(name)!r} and not "
+                f"{now[name]!r}; repeat its options, or leave --resume out"
+            )
+
+
+def plan_in_stages(
+    args: argparse.Namespace, network: TransportNetwork, limits: PlanLimits, start: np.ndarray
+) -> tuple[dict[str, Stage], pd.DataFrame]:
+    """The plan after every stage, and the way there."""
+    began = time.perf_counter(), time.process_time()
+
+    def stage(plan: Assessment, lower_gap: float) -> Stage:
+        seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+        return Stage(plan, lower_gap, violation(limits, network, plan), *seconds)
+
+    found = plan_network(
+        network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
+        trim=not args.no_trim, checkpoints=args.out / "checkpoints",
+    )  # fmt: skip
+    stages = {"BLOCC": stage(found.blocc, found.solution.lower_gap)}
+    history = [found.solution.history.assign(stage="BLOCC")]
+    if not args.no_trim:
+        stages["trimmed"] = stage(found.assessment, certified_gap(found.assessment))
+    if args.polish > 0:
+        search = polish(args, network, limits, found.blocc)
+        if search is not None:
+            plans = assess(network, search.plan.load), found.assessment
+            better = max(plans, key=lambda plan: merit(limits, network, plan))
+            stages["polished"] = stage(better, certified_gap(better))
+            profits = [search.start_profit, *search.profits]
+            rounds = {"step": range(len(profits)), "upper": -np.array(profits)}
+            history.append(pd.DataFrame(rounds).assign(stage="polish"))
+    return stages, pd.concat(history, ignore_index=True)
+
+
+def polish(
+    args: argparse.Namespace, network: TransportNetwork, limits: PlanLimits, plan: Assessment
+) -> TollPolish | None:
+    """Search on tolls, from the multipliers of the plan's capacities."""
+    toll = np.where(plan.load > 2 * limits.floor, plan.toll, np.inf)
+    try:
+        return polish_tolls(network, toll, rounds=args.polish, seed=args.seed, limits=limits)
+    except ProblemError as error:
+        print(f"The polish was left out: {error}", file=sys.stderr)
+        return None
+
+
+def merit(limits: PlanLimits, network: TransportNetwork, plan: Assessment) -> tuple[bool, float]:
+    """Plans within the limits first, then by profit."""
+    return violation(limits, network, plan) <= 1e-6, plan.profit
+
+
+def violation(limits: PlanLimits, network: TransportNetwork, plan: Assessment) -> float:
+    """Largest excess over a ceiling or the budget, or shortfall of a share."""
+    bounds = limits.of(network)
+    return max(
+        0.0,
+        float(np.max(plan.capacity - bounds.upper)),
+        plan.construction_cost - bounds.budget,
+        float(np.max(bounds.least_share - plan.share)),
+    )
+
+
+def certified_gap(plan: Assessment) -> float:
+    """The bound on g - v of the exact answer, in the units of g."""
+    return plan.gap * max(abs(plan.lower_value), float(plan.network.demand.sum()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Plans: optima that are known, limits that are kept, profits that are confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from bilevel.errors import OptionError, ProblemError
+from bilevel.problems.transport import (
+    Plan,
+    PlanLimits,
+    assess,
+    nine_node,
+    plan_network,
+    polish_tolls,
+    random_network,
+    seville,
+    three_node,
+)
+
+
+def test_three_nodes_reach_the_optimum() -> None:
+    plan = plan_network(three_node(), steps=40)
+    assert plan.assessment.profit == pytest.approx(2 * expit(2.0), abs=1e-5)
+    np.testing.assert_allclose(plan.assessment.capacity, expit(2.0) * np.array([1, 1, 0, 0, 0, 0]),
+                               atol=1e-3)  # fmt: skip
+    # The floor of 1e-3 on all links, of which 26 in cost carry nothing, is what BLOCC itself pays.
+    assert plan.blocc.profit == pytest.approx(2 * expit(2.0) - 0.013, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def nine() -> Plan:
+    return plan_network(nine_node(), steps=60, first_penalties=(0.3,))
+
+
+def test_nine_nodes_without_the_polish(nine: Plan) -> None:
+    assert nine.blocc.profit >= 16.9
+    assert nine.assessment.profit >= 17.25
+    assert nine.violation == 0.0
+
+
+def test_stages_report_what_they_led_to(nine: Plan) -> None:
+    assert list(nine.stages["stage"]) == ["BLOCC, penalty from 0.3", "trim"]
+    assert nine.stages["profit"].iloc[0] == nine.blocc.profit
+    assert nine.stages["profit"].iloc[-1] == nine.assessment.profit
+
+
+def test_a_profit_is_that_of_the_exact_check(nine: Plan) -> None:
+    again = assess(nine_node(), nine.assessment.capacity)
+    assert nine.assessment.profit == pytest.approx(again.profit, rel=1e-9)
+    f = nine.solution.upper_value
+    assert nine.blocc.profit == pytest.approx(-f, rel=1e-2)
+    assert 0.0 <= nine.solution.lower_gap < 1e-3
+
+
+def test_the_polish_reaches_the_best_known(nine: Plan) -> None:
+    found = polish_tolls(nine_node(), nine.assessment.toll, rounds=3, seed=0)
+    assert assess(nine_node(), found.plan.load).profit >= nine.assessment.profit - 1e-4
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        PlanLimits(budget=50.0),
+        PlanLimits(ceiling=5.0),
+        PlanLimits(least_share=0.05),
+        PlanLimits(budget=60.0, ceiling=6.0, least_share=0.02),
+    ],
+    ids=["budget", "ceiling", "least share", "all"],
+)
+def test_limits_are_kept_and_cost_profit(limits: PlanLimits, nine: Plan) -> None:
+    network = nine_node()
+    plan = plan_network(network, limits, steps=25, first_penalties=(0.3,))
+    capacity, exact = plan.assessment.capacity, assess(network, plan.assessment.capacity)
+    assert plan.violation <= 1e-6
+    if limits.budget is not None:
+        assert network.construction_cost @ capacity <= limits.budget * (1 + 1e-9)
+    if limits.ceiling is not None:
+        assert capacity.max() <= limits.ceiling + 1e-9
+    if limits.least_share is not None:
+        assert exact.share.min() >= limits.least_share - 1e-5
+    assert 0.0 < plan.assessment.profit < nine.assessment.profit
+
+
+def test_a_least_share_of_one_pair_is_served() -> None:
+    network = nine_node()
+    least = np.zeros(72)
+    least[5] = 0.2
+    plan = plan_network(network, PlanLimits(least_share=least), steps=25, first_penalties=(0.3,))
+    assert assess(network, plan.assessment.capacity).share[5] >= 0.2 - 1e-5
+
+
+def test_unattainable_shares_name_their_pair() -> None:
+    with pytest.raises(ProblemError, match=r"from 1 to 3 .* 0\.5 would travel by the network"):
+        plan_network(three_node(), PlanLimits(least_share=[0, 0, 0.6, 0, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"budget": -1.0}, "budget=-1.0"),
+        ({"budget": float("nan")}, "budget=nan"),
+        ({"floor": 0.0}, "floor=0.0"),
+        ({"ceiling": "wide"}, "ceiling='wide'"),
+        ({"least_share": [0.1, float("nan")]}, "least_share="),
+    ],
+)
+def test_limits_out_of_range_are_named(limits: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        PlanLimits(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "message"),
+    [
+        (PlanLimits(ceiling=[1.0, 2.0]), OptionError, "ceiling has 2 entries for 6 links"),
+        (PlanLimits(ceiling=1e-3), ProblemError, "ceiling: the smallest is 0.001"),
+        (PlanLimits(budget=0.01), ProblemError, "budget=0.01 does not pay for the floor"),
+        (PlanLimits(least_share=1.5), OptionError, "least_share: found 1.5"),
+    ],
+)
+def test_limits_that_do_not_fit_the_network(
+    limits: PlanLimits, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan_network(three_node(), limits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"polish": -1}, "polish=-1"),
+        ({"first_penalties": ()}, "first_penalties is empty"),
+        ({"first_penalties": (0.0,)}, "first_penalties=0.0"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        plan_network(three_node(), **options)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    network = three_node()
+    whole = plan_network(network, steps=30, first_penalties=(1.0,), checkpoints=tmp_path)
+    again = plan_network(network, steps=30, first_penalties=(1.0,), checkpoints=tmp_path)
+    np.testing.assert_array_equal(whole.blocc.capacity, again.blocc.capacity)
+    assert again.solution.steps == 30
+
+
+def test_other_networks_gain_from_a_plan() -> None:
+    network = random_network(10, seed=4)
+    plan = plan_network(network, steps=25, first_penalties=(0.3,))
+    assert plan.assessment.profit >= plan.blocc.profit > 0.0
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_seville_without_the_polish() -> None:
+    plan = plan_network(seville())
+    assert plan.blocc.profit >= 205.0
+    exact = assess(seville(), plan.blocc.capacity)
+    assert exact.profit == pytest.approx(plan.blocc.profit, rel=1e-6)
