@@ -54,7 +54,7 @@ class LowerSystem:
     @property
     def pressing(self) -> Mask:
         """The inequalities that have a multiplier."""
-        strong: Mask = self.mu > ZERO * max(1.0, float(self.mu.max(initial=0.0)))
+        strong: Mask = self.mu > ZERO * self.mu.max(initial=1.0)
         return strong
 
 

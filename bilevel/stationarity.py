@@ -20,7 +20,7 @@ from bilevel.variables import unflatten
 #: Constraints within this distance of equality count as active.
 _ACTIVE = 1e-6
 #: Relative accuracy of exact responses and their multipliers.
-RESOLUTION = 1e-10
+_ACCURACY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Stationarity:
     def within(self, tolerance: float) -> bool:
         """Whether the residual is at most ``tolerance * (1 + size)``, up to its resolution."""
         return self.residual <= tolerance * (1.0 + self.size) + self.resolution
+
+
+def resolution(penalty: float, *gradients: Array) -> float:
+    """What the accuracy of exact responses leaves unknown of γ times a difference of gradients."""
+    return _ACCURACY * penalty * sum(map(_norm, gradients))
 
 
 def fresh_stationarity(
@@ -76,7 +81,7 @@ def fresh_stationarity(
     return Stationarity(
         residual=_projected_norm(state, kept + penalty * (slope - value_gradient)),
         size=_norm(kept) + penalty * _norm(slope - value_gradient),
-        resolution=RESOLUTION * penalty * (_norm(slope) + _norm(value_gradient)),
+        resolution=resolution(penalty, slope, value_gradient),
     )
 
 
@@ -127,7 +132,7 @@ def _joint_stationarity(
     return Stationarity(
         residual=_norm(total + normal),
         size=_norm(kept) + _norm(penalty * slope + normal),
-        resolution=RESOLUTION * penalty * (_norm(at.gradient) + _norm(value_gradient)),
+        resolution=resolution(penalty, at.gradient, value_gradient),
     )
 
 

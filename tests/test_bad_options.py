@@ -222,8 +222,17 @@ def test_first_order_steps_ask_for_their_learning_rate(solver):
             {"upper": lambda x, y: ((y - 2) ** 2).sum()},
             ("f does not depend on x directly", "Use PBGD"),
         ),
+        (PBGDFree(outer=SQP()), {}, ("SQP compares", "upper_lr=", "use PBGD")),
+        (PBGDFree(outer=QuasiNewton()), {}, ("QuasiNewton compares", "upper_lr=", "use PBGD")),
     ],
-    ids=["PBGD constrained", "SQP approximate", "optimiser constrained", "PBGDFree without x"],
+    ids=[
+        "PBGD constrained",
+        "SQP approximate",
+        "optimiser constrained",
+        "PBGDFree without x",
+        "PBGDFree with SQP",
+        "PBGDFree with quasi-Newton",
+    ],
 )
 def test_a_method_that_does_not_fit_the_problem_names_one_that_does(solver, parts, words):
     with refused(NotApplicableError, *words):
@@ -234,6 +243,13 @@ def test_quasi_newton_names_the_domain_that_it_cannot_keep():
     ball = problem(upper_domain=Ball(1.0))
     with refused(NotApplicableError, "x lives in Ball", "use SQP()"):
         solve(BLOCC(outer=QuasiNewton()), problem=ball)
+
+
+def test_quasi_newton_says_that_it_has_nothing_to_move():
+    with refused(NotApplicableError, "x is empty", "use SQP()"):
+        BLOCC(outer=QuasiNewton()).solve(
+            problem(upper=lambda x, y: (y**2).sum(), lower=lambda x, y: y.sum()), None, vector(1.0)
+        )
 
 
 def test_a_large_lower_level_asks_for_its_step_size():

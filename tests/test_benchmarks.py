@@ -94,3 +94,18 @@ def test_library_and_hand_written_steps_agree_and_hold_what_they_should(tmp_path
     copies = ends["objective_further_copies_of_y"]
     assert copies["PBGDFree[optimizer=SGD]"] == 0
     assert copies["PBGD[optimizer=SGD]"] == 1
+
+
+def test_transport_plans_are_judged_by_their_true_profit(tmp_path):
+    results = run(
+        "transport", tmp_path / "results.parquet",
+        "-d", "three-node",
+        "-s", "BLOCC, DC steps[first_penalty=3.0,steps=30]",
+        "-s", "BLOCC, Adam['first_penalty, last_penalty'=[(1.0, 50.0)],steps=20]",
+        "-s", "Planner[rounds=2,steps=30]",
+    )  # fmt: skip
+    found = last(results)
+    profit = found["objective_trimmed_profit"]
+    assert profit["Planner[30 steps, 2 rounds]"] == pytest.approx(1.761594, abs=1e-3)
+    assert profit.max() <= 1.761594 + 1e-5
+    assert (found["objective_certified_gap"] <= 1e-7).all()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import coupled_toy, negative_toy, scalar
 
-from bilevel import BLOCC, PBGD, BilevelProblem, Exact, MaxMin, QuasiNewton, Status
+from bilevel import BLOCC, PBGD, BilevelProblem, Box, Exact, MaxMin, QuasiNewton, Status
 from bilevel.evaluation import Evaluation
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problems.known_optima import KNOWN_OPTIMA
+from bilevel.solvers.restarts import _Met, _Paths
 from bilevel.stationarity import Stationarity
 
 
@@ -149,13 +151,48 @@ class TestRestarts:
     def test_a_run_that_meets_an_earlier_one_ends_there(self):
         # One basin: after the first step every start is at the minimiser for the first penalty.
         solution = BLOCC().solve(negative_toy(), scalar(2.0), scalar(3.0), restarts=4)
-        assert "4 met the path of an earlier one" in solution.notes[-1]
+        assert solution.notes[-1] == (
+            "best of 5 starts: 1 feasible, 4 ended on the path of an earlier one"
+        )
         assert float(solution.x) == pytest.approx(-5.0, abs=1e-3)
 
     def test_first_order_runs_do_not_end_where_paths_cross(self):
         solver = PBGD(penalty=15.0, lower_lr=0.1, inner_steps=10, upper_lr=0.05)
         solution = solver.solve(negative_toy(), scalar(2.0), scalar(3.0), restarts=2, max_steps=60)
-        assert "met" not in solution.notes[-1]
+        assert "path" not in solution.notes[-1]
+
+    def test_runs_that_share_x_and_y_but_not_the_original_response_go_on(self):
+        paths, run = _Paths(), SimpleNamespace(records=[])
+        points = [(0.0, 1.0, 1.0), (0.0, 1.0, -1.0), (1e-5, 1.0, 1.0), (1e-8, 1.0, 1.0)]
+        for index, (x, y, original) in enumerate(points):
+            run.state = BLOCC().init(negative_toy(), scalar(x), scalar(y))
+            run.state.original.values = [scalar(original)]
+            paths.on_start(run)
+            if index < 3:
+                paths.on_log(run, {})
+            else:
+                with pytest.raises(_Met):
+                    paths.on_log(run, {})
+        assert paths.meetings == 1
+
+    def test_a_constant_penalty_keeps_starts_apart_that_a_growing_one_leads_together(self):
+        # The leader caps three plants, the follower dispatches them at least cost. At γ = 1 there
+        # is one solution; at the end, also x = (1.85, 4, 4) with f = 11.83875 next to f = 12.
+        cost, emission = (torch.tensor(v).double() for v in ([1.0, 2.0, 4.0], [3.0, 1.5, 0.2]))
+        problem = BilevelProblem(
+            upper=lambda x, y: emission @ y + 0.5 * ((4 - x) ** 2).sum(),
+            lower=lambda x, y: cost @ y + 0.5 * (y**2).sum(),
+            lower_constraints=lambda x, y: torch.cat([y - x, -y]),
+            lower_equalities=lambda x, y: (y.sum() - 5).reshape(1),
+            upper_domain=Box(0.0, 4.0),
+        )
+        start = torch.full((3,), 3.0).double(), torch.full((3,), 5 / 3).double()
+        growing = BLOCC().solve(problem, *start, restarts=3)
+        assert "3 ended on the path" in growing.notes[-1]
+        assert growing.upper_value == pytest.approx(12.0, abs=1e-4)
+        constant = BLOCC(penalty=1e6).solve(problem, *start, restarts=3)
+        assert constant.upper_value == pytest.approx(11.83875, abs=1e-5)
+        assert constant.lower_gap <= 1e-9
 
 
 class TestNoSlaterPoint:

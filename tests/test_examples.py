@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pandas as pd
 import pytest
+
+from bilevel.problems.transport import assess, nine_node, three_node
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METRICS = {
@@ -98,3 +101,124 @@ def test_a_split_that_is_impossible_is_named(tmp_path):
     assert finished.returncode == 1
     assert finished.stderr.startswith("OptionError: breast_cancer has 569 rows")
     assert not (tmp_path / "none").exists()
+
+
+# seville_transport.py
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transport")
+    finished = run("seville_transport.py", "--quick", "--out", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished.stdout
+
+
+def test_a_plan_is_better_after_each_stage_and_ends_near_the_best_known(planned):
+    found = json.loads((planned[0] / "summary.json").read_text())
+    profits = [stage["true_profit"] for stage in found["stages"].values()]
+    assert list(found["stages"]) == ["BLOCC", "trimmed", "polished"]
+    assert profits == sorted(profits)
+    assert profits[0] >= 16.0
+    assert 17.2 <= found["true_profit"] == profits[-1] <= 17.30
+    assert found["true_profit"] == pytest.approx(
+        found["revenue"] - found["construction_cost"], rel=1e-12
+    )
+    assert abs(found["lower_gap"]) <= 1e-6
+    assert found["violation"] == 0
+
+
+def test_the_written_plan_is_the_one_of_the_summary(planned):
+    found = json.loads((planned[0] / "summary.json").read_text())
+    plan = pd.read_csv(planned[0] / "plan.csv")
+    assert list(plan.columns) == ["i", "j", "capacity", "flow", "toll"]
+    network = nine_node()
+    assert list(zip(plan["i"], plan["j"], strict=True)) == list(
+        zip(network.links["i"], network.links["j"], strict=True)
+    )
+    assessed = assess(network, plan["capacity"])
+    assert assessed.profit == pytest.approx(found["true_profit"], rel=1e-6)
+    assert np.all(plan["flow"] <= plan["capacity"] + 1e-6)
+    graph = networkx.read_graphml(planned[0] / "plan.graphml")
+    built = {
+        (str(i), str(j)): a
+        for i, j, a in zip(plan["i"], plan["j"], plan["capacity"], strict=True)
+        if a
+    }
+    assert {(i, j): edge["capacity"] for i, j, edge in graph.edges(data=True)} == built
+
+
+def test_transport_figures_history_and_configuration_are_written(planned):
+    folder, printed = planned
+    for figure in ("map", "convergence"):
+        assert (folder / f"{figure}.png").stat().st_size > 10_000
+        assert (folder / f"{figure}.svg").read_text().startswith("<?xml")
+    history = pd.read_csv(folder / "history.csv")
+    assert history.loc[history["stage"] == "BLOCC", "penalty"].is_monotonic_increasing
+    assert history.loc[history["stage"] == "polish", "upper"].is_monotonic_decreasing
+    assert json.loads((folder / "config.json").read_text())["arguments"]["network"] == "nine-node"
+    assert "true profit" in printed
+
+
+@pytest.fixture
+def tables(tmp_path):
+    network = three_node()
+    network.links.to_csv(tmp_path / "links.csv", index=False)
+    network.pairs.to_csv(tmp_path / "demand.csv", index=False)
+    networkx.write_graphml(network.to_graph(), tmp_path / "graph.graphml")
+    return tmp_path
+
+
+LIMITS = ("--budget", "1.0", "--ceiling", "0.7", "--quick")
+
+
+def within_limits(folder):
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["construction_cost"] <= 1.0 + 1e-6
+    assert pd.read_csv(folder / "plan.csv")["capacity"].max() <= 0.7 + 1e-6
+    return found["true_profit"]
+
+
+def test_tables_are_planned_within_limits_and_resumed_only_with_the_same(tables):
+    out = tables / "out"
+    data = ["--links", tables / "links.csv", "--demand", tables / "demand.csv", "--out", out]
+    finished = run("seville_transport.py", *data, *LIMITS)
+    assert finished.returncode == 0, finished.stderr
+    profit = within_limits(out)
+    assert profit > 0.5
+    resumed = run("seville_transport.py", *data, *LIMITS, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert within_limits(out) == pytest.approx(profit, rel=1e-6)
+    other = run("seville_transport.py", *data, *LIMITS, "--resume", "--budget", "0.9")
+    assert other.returncode == 1
+    assert "had budget=1.0 and not 0.9" in other.stderr
+
+
+def test_a_graph_is_planned_within_limits(tables):
+    data = ["--graph", tables / "graph.graphml", "--demand", tables / "demand.csv"]
+    finished = run("seville_transport.py", *data, *LIMITS, "--out", tables / "out")
+    assert finished.returncode == 0, finished.stderr
+    assert within_limits(tables / "out") > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--demand", "demand.csv", "--links", "none.csv"], "none.csv does not exist"),
+        (["--demand", "bad.csv", "--links", "links.csv"], "bad.csv line 2, column w"),
+        (["--start", "published"], "OptionError: --start published is for --network seville"),
+        (["--budget", "1e-9"], "ProblemError: budget=1e-09"),
+        (["--resume"], "OptionError: --resume: there are no checkpoints"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_without_a_traceback_and_write_nothing(
+    tables, monkeypatch, options, message
+):
+    monkeypatch.chdir(tables)
+    text = (tables / "demand.csv").read_text()
+    (tables / "bad.csv").write_text(text.replace("1.0", "many", 1))
+    finished = run("seville_transport.py", *options, "--out", "out")
+    assert finished.returncode == 1
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tables / "out").exists()

@@ -283,6 +283,8 @@ UNBOUNDED = {
         ("exact, first order", "f/γ + g"),
         ("QuasiNewton", "g"),
         ("QuasiNewton", "f/γ + g"),
+        ("DifferenceOfConvex", "g"),
+        ("DifferenceOfConvex", "f + γ (g - v)"),
     ],
 )
 def test_the_objective_that_is_unbounded_is_named(solver, name):

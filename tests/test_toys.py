@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toys import X_REF, coupled_toy, negative_toy, positive_toy, scalar, value_function_toy
 
-from bilevel import BLOCC, PBGD, Box, Exact, FirstOrder, MaxMin, PBGDFree, QuasiNewton, Status
+from bilevel import (
+    BLOCC,
+    PBGD,
+    BilevelProblem,
+    Box,
+    Exact,
+    FirstOrder,
+    MaxMin,
+    PBGDFree,
+    QuasiNewton,
+    Status,
+)
 from bilevel.errors import BiasWarning
 from bilevel.schedules import Geometric
 
@@ -52,6 +64,37 @@ class TestNegativeToy:
         # The omitted term: γ |∇ₓg(x, y_γ) - ∇ₓg(x, y_g)| = 10 for every γ.
         assert solution.history["bias"].dropna().iloc[-1] == pytest.approx(10.0, abs=1e-4)
         assert solution.stationarity == pytest.approx(10.0, abs=1e-4)
+
+    def test_the_bias_is_warned_of_once_a_run_and_where_the_run_was_called(self):
+        solver = PBGDFree(penalty=15.0, upper_lr=0.01, lower_lr=0.01, bias_every=300)
+        with pytest.warns(BiasWarning) as caught:
+            solution = solver.solve(negative_toy(Box(-20.0, 4.0)), *START, max_steps=3000)
+        assert (solution.history["bias_ratio"].dropna() > 1).sum() > 1
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_no_bias_is_warned_of_that_a_polish_will_remove(self):
+        solver = PBGDFree(
+            penalty=15.0, upper_lr=0.01, lower_lr=0.01, bias_every=300, polish=PBGD()
+        )  # pytest would make an error of a warning
+        solution = solver.solve(negative_toy(Box(-20.0, 4.0)), *START, max_steps=3000)
+        assert solution.history["bias_ratio"].max() > 1
+        assert float(solution.x) == pytest.approx(-5.0, abs=1e-3)
+
+    def test_measuring_the_bias_on_batches_leaves_nothing_else_in_the_history(self):
+        toy = negative_toy(Box(-20.0, 4.0))
+        problem = BilevelProblem(
+            upper=lambda x, y, batch: toy.upper(x, y),
+            lower=lambda x, y, batch: toy.lower(x, y),
+            upper_domain=toy.upper_domain,
+        )
+        options = {"penalty": 15.0, "upper_lr": 0.01, "lower_lr": 0.01}
+        run = {"max_steps": 7, "upper_batches": [0], "lower_batches": [0]}
+        plain = PBGDFree(**options).solve(problem, *START, **run).history
+        with pytest.warns(BiasWarning, match="at step 4"):
+            measured = PBGDFree(**options, bias_every=3).solve(problem, *START, **run).history
+        assert measured["bias"].notna().tolist() == [step in (4, 7) for step in range(1, 8)]
+        others = measured.drop(columns=["bias", "bias_ratio", "seconds"])
+        pd.testing.assert_frame_equal(others, plain.drop(columns="seconds"))
 
 
 class TestPositiveToy:

@@ -47,16 +47,16 @@ def minimise_elastic(
     max_iterations: int,
     settle: Callable[[Array], Array],
 ) -> Descent:
-    """Descend as far as is worth while, other than :func:`~bilevel.newton.solve` to no tolerance.
+    """Descend as far as is worth while, with no error that has to be reached.
 
     ``settle`` is applied to every trial point before it is judged; it may move those variables that
     it can minimise over exactly, which keeps steps long in curved narrow valleys.
     """
     z = settle(feasible_start(program, z0))
-    evaluation = program.evaluate(z)
-    m, p = evaluation.inequalities.size, evaluation.equalities.size
+    linearisation = program.evaluate(z)
+    m, p = linearisation.inequalities.size, linearisation.equalities.size
     rows = RowProgram(program, m, p, penalty)
-    point = rows.point(z, np.zeros(m + p), evaluation)
+    point = rows.point(z, np.zeros(m + p), linearisation)
     outcome = _Settled(rows, tolerance, max_iterations, settle).run(point)
     violation = float(rows.violations(outcome.point.rows).sum())
     merit = outcome.point.objective + penalty * violation

@@ -36,8 +36,8 @@ class _Violation:
         return self.program.upper
 
     def evaluate(self, z: Array) -> Linearisation:
-        evaluation = self.program.evaluate(z)
-        return dataclasses.replace(evaluation, objective=0.0, gradient=np.zeros_like(z))
+        linearisation = self.program.evaluate(z)
+        return dataclasses.replace(linearisation, objective=0.0, gradient=np.zeros_like(z))
 
     def value(self, z: Array) -> tuple[float, Array, Array]:
         _, inequalities, equalities = self.program.value(z)

@@ -107,7 +107,9 @@ class RowProgram:
         count = self.dual_upper.size - self.inequalities
         return RowProgram(self.program, self.inequalities, count, penalty)
 
-    def point(self, z: Array, multipliers: Array, evaluation: Linearisation | None = None) -> Point:
+    def point(
+        self, z: Array, multipliers: Array, linearisation: Linearisation | None = None
+    ) -> Point:
         """Evaluate the program at ``z``.
 
         Raises
@@ -115,7 +117,7 @@ class RowProgram:
         NonFiniteError
             If a value or derivative is NaN or infinite.
         """
-        e = self.program.evaluate(z) if evaluation is None else evaluation
+        e = self.program.evaluate(z) if linearisation is None else linearisation
         rows = np.concatenate((e.inequalities, e.equalities))
         jacobian = np.concatenate((e.inequality_jacobian, e.equality_jacobian))
         objective = float(e.objective)
@@ -231,9 +233,9 @@ def infeasibility(residuals: Residuals, scales: Scales) -> float:
     return largest(residuals.violations / scales.rows)
 
 
-def check_shapes(evaluation: Linearisation, n: int) -> None:
-    """Raise :class:`ProblemError` if an evaluation's arrays do not fit ``n`` variables."""
-    e = evaluation
+def check_shapes(linearisation: Linearisation, n: int) -> None:
+    """Raise :class:`ProblemError` if a linearisation's arrays do not fit ``n`` variables."""
+    e = linearisation
     expected = {
         "gradient": (e.gradient, (n,)),
         "inequality_jacobian": (e.inequality_jacobian, (e.inequalities.size, n)),
@@ -249,14 +251,14 @@ def check_shapes(evaluation: Linearisation, n: int) -> None:
             )
 
 
-def _raise_non_finite(evaluation: Linearisation, z: Array) -> None:
+def _raise_non_finite(linearisation: Linearisation, z: Array) -> None:
     parts = {
-        "objective": np.array([evaluation.objective]),
-        "gradient of the objective": evaluation.gradient,
-        "inequality constraints": evaluation.inequalities,
-        "Jacobian of the inequality constraints": evaluation.inequality_jacobian,
-        "equality constraints": evaluation.equalities,
-        "Jacobian of the equality constraints": evaluation.equality_jacobian,
+        "objective": np.array([linearisation.objective]),
+        "gradient of the objective": linearisation.gradient,
+        "inequality constraints": linearisation.inequalities,
+        "Jacobian of the inequality constraints": linearisation.inequality_jacobian,
+        "equality constraints": linearisation.equalities,
+        "Jacobian of the equality constraints": linearisation.equality_jacobian,
     }
     for name, array in parts.items():
         bad = np.argwhere(~np.isfinite(array))

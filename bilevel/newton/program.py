@@ -1,4 +1,4 @@
-"""What is to be solved and what comes back: programs, evaluations, answers and certificates."""
+"""What is to be solved and what comes back: programs, linearisations, answers and certificates."""
 
 from __future__ import annotations
 

@@ -76,12 +76,12 @@ def solve(
     """
     _check_options(tolerance, max_iterations, elastic)
     z = feasible_start(program, z0)
-    evaluation = program.evaluate(z)
-    check_shapes(evaluation, z.size)
-    m, p = evaluation.inequalities.size, evaluation.equalities.size
+    linearisation = program.evaluate(z)
+    check_shapes(linearisation, z.size)
+    m, p = linearisation.inequalities.size, linearisation.equalities.size
     multipliers = np.concatenate((_multipliers("mu0", mu0, m), _multipliers("nu0", nu0, p)))
     rows = RowProgram(program, m, p, math.inf if elastic is None else elastic)
-    point = rows.point(z, multipliers, evaluation)
+    point = rows.point(z, multipliers, linearisation)
     outcome = SequentialQuadratic(rows, tolerance, max_iterations).run(point)
     if outcome.stop != "converged" and elastic is None and m + p:
         outcome = restore(rows, outcome, tolerance, max_iterations)

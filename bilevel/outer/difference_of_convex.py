@@ -20,7 +20,7 @@ from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program, minimising
 from bilevel.schedules import settled
 from bilevel.state import State
-from bilevel.stationarity import RESOLUTION, Stationarity
+from bilevel.stationarity import Stationarity, resolution
 from bilevel.variables import unflatten
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class DifferenceOfConvex(Outer):
         at = ValueFunction(problem, state)()
         value, slope = at.value, at.gradient
         state.outer_state["slope"] = torch.from_numpy(slope.copy())
-        state.outer_state["center"] = torch.from_numpy(state.upper.vector())
+        state.outer_state["centre"] = torch.from_numpy(state.upper.vector())
         own = problem.lower_response
         if own is None or not own.linearised_step(problem, state, penalty, slope, self.proximal):
             self._solve(problem, state, penalty, slope, evaluations[0])
@@ -112,22 +112,20 @@ class DifferenceOfConvex(Outer):
         r"""What the last subproblem's optimality leaves of the penalised problem's.
 
         The two differ in the gradient of v, taken at another point, and in the proximal term:
-        :math:`\gamma (s - \nabla v(x)) - \rho (x - c)` with slope s and center c is the residual
+        :math:`\gamma (s - \nabla v(x)) - \rho (x - c)` with slope s and centre c is the residual
         of the penalised problem's KKT system in (x, y), for the subproblem's multipliers.
         """
         if "slope" not in state.outer_state:
             return None
-        slope, center = (state.outer_state[name].numpy() for name in ("slope", "center"))
+        slope, centre = (state.outer_state[name].numpy() for name in ("slope", "centre"))
         drift = penalty * (slope - value_gradient)
-        pull = self.proximal * (state.upper.vector() - center)
+        pull = self.proximal * (state.upper.vector() - centre)
         f = Evaluation(problem, state, augmented=False).upper(through_x=True)
         kept = gradient(f, state.upper.leaves + state.lower.leaves)
         return Stationarity(
             residual=float(np.linalg.norm(drift - pull)),
             size=2.0 * float(np.linalg.norm(kept)),
-            resolution=RESOLUTION
-            * penalty
-            * float(np.linalg.norm(slope) + np.linalg.norm(value_gradient)),
+            resolution=resolution(penalty, slope, value_gradient),
         )
 
     @torch.no_grad()
@@ -157,5 +155,5 @@ class DifferenceOfConvex(Outer):
             return total
 
         program = joint_program(problem, state, objective)
-        with minimising("f + γ (g - v), v linearised, over (x, y)"):
+        with minimising("f + γ (g - v) over (x, y), v linearised"):
             program.place(solve(program, program.point()).z)

@@ -60,7 +60,9 @@ class QuasiNewton(Outer):
         return Geometric(1e2, 1e6, steps=2)
 
     def start(self, problem: BilevelProblem, state: State) -> None:
-        """Refuse sets that L-BFGS-B cannot keep."""
+        """Refuse an empty x, and sets that L-BFGS-B cannot keep."""
+        if not state.upper.leaves:
+            raise NotApplicableError("QuasiNewton moves x, and x is empty: use SQP()")
         if problem.upper_constraints is not None:
             raise NotApplicableError("QuasiNewton takes no upper_constraints: use SQP()")
         for name, domain in zip(state.upper.names, state.upper.domains, strict=True):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bilevel.solvers.base import PenaltySolver
 
 #: The first weight of the relaxed lower level, above the multipliers of well-scaled problems.
-#: It is squared where it is too small.
+#: Squared where it is too small.
 _FIRST_ELASTIC = 10.0
 #: Its margin in the program over (x, y).
 _ELASTIC_MARGIN = 10.0
@@ -127,7 +127,7 @@ class SQP(Outer):
             except ResponseError:  # unbounded below where the relaxation is too weak
                 if elastic >= _LARGEST_ELASTIC:
                     raise
-                state.outer_state["elastic"] = min(elastic**2, _LARGEST_ELASTIC)
+                state.outer_state["elastic"] = _stronger(elastic)
                 continue
             joint.place(descent.z)
             if settled(state.schedule, state.step):
@@ -138,7 +138,7 @@ class SQP(Outer):
             enough = tight and value.largest_multiplier < 0.9 * elastic
             if enough or elastic >= _LARGEST_ELASTIC:
                 break
-            state.outer_state["elastic"] = min(elastic**2, _LARGEST_ELASTIC)
+            state.outer_state["elastic"] = _stronger(elastic)
         state.record["value"] = value.value
         evaluation.pair()
         state.finished = settled(state.schedule, state.step)
@@ -169,6 +169,10 @@ class SQP(Outer):
             if other.merit < best.merit - _IMPROVEMENT * (1.0 + abs(best.merit)):
                 best = other
         return best
+
+
+def _stronger(elastic: float) -> float:
+    return min(elastic**2, _LARGEST_ELASTIC)
 
 
 def _require_feasible(problem: BilevelProblem, state: State) -> None:

@@ -40,6 +40,12 @@ def choose(
             "fully_shard: give lower_lr= or lower_optimizer= for first-order steps"
         )
     outer = solver.outer or _outer(solver, problem, upper, lower, response)
+    if outer.needs_exact_response and not solver.tracks_original:
+        raise NotApplicableError(
+            f"{type(outer).__name__} compares values of the penalised objective, and "
+            f"{type(solver).__name__} leaves the value function in it out: give it a step size "
+            "(upper_lr=...), or use PBGD or BLOCC"
+        )
     if outer.needs_exact_response and not response.exact:
         raise NotApplicableError(
             f"{type(outer).__name__} needs exact responses and {type(response).__name__} gives "

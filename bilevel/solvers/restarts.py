@@ -105,8 +105,9 @@ class _Paths(Callback):
         """Compare with the earlier paths after as many steps."""
         state = run.state
         if state.outer.needs_exact_response and not state.finished:
-            original = state.original and state.original.values
-            point = flatten(state.upper.leaves + state.lower.leaves + (original or []))
+            assert state.original is not None
+            assert state.original.values is not None
+            point = flatten(state.upper.leaves + state.lower.leaves + state.original.values)
             visited = self._visited.setdefault(state.step, [])
             if any(np.allclose(point, other, rtol=_SAME, atol=_SAME) for other in visited):
                 self.meetings += 1

@@ -15,7 +15,7 @@ class Solver(BaseSolver):
 
     name = "BLOCC, DC steps"
     requirements = ["pip::bilevel"]
-    parameters = {"first_penalty": [0.3, 3.0], "steps": [100], "extrapolation": [0.9]}
+    parameters = {"first_penalty": [0.3, 1.0, 3.0], "steps": [100], "extrapolation": [0.9]}
     parameter_template = "γ from {first_penalty}, {steps} steps, β={extrapolation}"
 
     def set_objective(self, network, start):

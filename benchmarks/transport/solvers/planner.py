@@ -7,7 +7,7 @@ from bilevel.problems.transport import plan_network
 
 
 class Solver(BaseSolver):
-    """All stages: runs of BLOCC from three penalties, trimming, and the polish on tolls."""
+    """All stages: runs of BLOCC from several penalties, trimming, and the polish on tolls."""
 
     name = "Planner"
     requirements = ["pip::bilevel"]

@@ -18,9 +18,9 @@ from bilevel.problems.transport.routes import (
     Shortest,
 )
 
-#: A pool with more routes than this many a pair is pruned to those that are near the shortest.
-_CROWDED = 6
-#: Accuracy of the tolls by which most routes are found.
+#: A pool with more routes a pair than the former is pruned to the latter.
+_CROWDED, _ROOMY = 2.5, 2.0
+#: Accuracy of the tolls by which the first routes are found.
 _COARSE = 1e-4
 
 
@@ -130,7 +130,8 @@ class Passengers:
         if len(pool) > _CROWDED * len(demand):
             self._prune(pool, toll)
         pool.add(self._find(network.travel_cost + toll), np.ones(len(demand), dtype=bool))
-        for accuracy in (max(_COARSE, self.tolerance), self.tolerance):
+        coarse = () if warm else (max(_COARSE, self.tolerance),)
+        for accuracy in (*coarse, self.tolerance):
             while True:
                 layout = pool.layout
                 travel = layout.routes @ network.travel_cost
@@ -159,11 +160,12 @@ class Passengers:
         return float(self.network.demand @ (entropy - 1 + utility * rest))
 
     def _prune(self, pool: RoutePool, toll: Array) -> None:
-        """Keep the half of the routes that exceed the shortest of their pair by least."""
+        """Keep those routes that exceed the shortest of their pair by least."""
         layout = pool.layout
         cost = layout.routes @ (self.network.travel_cost + toll)
         excess = cost - np.minimum.reduceat(cost, layout.first)[layout.local]
-        pool.retain(excess <= np.median(excess))
+        kept = int(_ROOMY * len(self.network.demand))
+        pool.retain(excess <= np.partition(excess, kept)[kept])
 
     def _equilibrium(
         self, point: RoutePoint, shortest: Shortest, layout: RouteLayout, unit: float
