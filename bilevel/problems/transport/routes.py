@@ -185,9 +185,9 @@ class RouteLayout:
         size = self.routes.shape[1]
         products = values[at.left]
         products *= values[at.right]
-        upper = np.bincount(at.cell, products, minlength=size * size).reshape(size, size)
-        matrix: Array = upper + np.triu(upper, 1).T
-        return matrix
+        cells: Array = np.bincount(at.cell, products, minlength=size * size).astype(np.float64)
+        upper = cells.reshape(size, size)
+        return upper + np.triu(upper, 1).T
 
     @cached_property
     def _products(self) -> _Products:
