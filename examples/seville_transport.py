@@ -241,7 +241,7 @@ def polish(
     args: argparse.Namespace, network: TransportNetwork, limits: PlanLimits, plan: Assessment
 ) -> TollPolish | None:
     """Search on tolls, from the multipliers of the plan's capacities."""
-    toll = np.where(plan.load > 2 * limits.floor, plan.toll, np.inf)
+    toll = np.where(plan.load > 2 * limits.of(network).lower, plan.toll, np.inf)
     try:
         return polish_tolls(network, toll, rounds=args.polish, seed=args.seed, limits=limits)
     except ProblemError as error:

@@ -18,9 +18,10 @@ class PlanLimits:
 
     Parameters
     ----------
-    floor : float
+    floor : float, optional
         :math:`a_{\min} > 0`, the least capacity of a link while a plan is sought: without any, a
-        link's multiplier is not unique. Finished plans leave out what is not used.
+        link's multiplier is not unique. By default 1e-5 of the pairs' mean demand. Finished plans
+        leave out what is not used.
     ceiling : float or array of shape (E,), optional
         :math:`a_{\max}`, the largest capacity of each link.
     budget : float, optional
@@ -34,14 +35,14 @@ class PlanLimits:
         A bound is not a number, or out of range.
     """
 
-    floor: float = 1e-3
+    floor: float | None = None
     ceiling: npt.ArrayLike | None = None
     budget: float | None = None
     least_share: npt.ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.floor < np.inf:
-            raise OptionError(f"floor={self.floor!r}, expected a positive number, such as 1e-3")
+        if self.floor is not None and not 0 < self.floor < np.inf:
+            raise OptionError(f"floor={self.floor!r}, expected a positive number, or None")
         if self.budget is not None and not 0 < self.budget < np.inf:
             raise OptionError(f"budget={self.budget!r}, expected a positive number, or None")
         _numbers("ceiling", self.ceiling)
@@ -65,16 +66,17 @@ class PlanLimits:
         links, pairs = len(network.tail), len(network.origin)
         upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
         least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")
-        lower = np.full(links, self.floor)
-        if not np.all(upper > self.floor):
+        floor = 1e-5 * float(np.mean(network.demand)) if self.floor is None else self.floor
+        lower = np.full(links, floor)
+        if not np.all(upper > floor):
             raise ProblemError(
-                f"ceiling: the smallest is {np.min(upper):g} and the floor is {self.floor:g}; give "
+                f"ceiling: the smallest is {np.min(upper):g} and the floor is {floor:g}; give "
                 "a smaller floor, and leave links that must not be built out of the network"
             )
         budget = np.inf if self.budget is None else float(self.budget)
         if network.construction_cost @ lower >= budget:
             raise ProblemError(
-                f"budget={budget:g} does not pay for the floor of {self.floor:g} on all links, "
+                f"budget={budget:g} does not pay for the floor of {floor:g} on all links, "
                 f"{network.construction_cost @ lower:g}: give a smaller floor or a larger budget"
             )
         if not (np.all(least >= 0) and np.all(least < 1)):

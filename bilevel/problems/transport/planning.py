@@ -185,14 +185,14 @@ class _Search:
         """Capacities as they are used, twice: without the least used links others carry more."""
         for _ in range(2):
             capacity = plan.trimmed_capacity
-            capacity[capacity <= 2 * self.limits.floor] = 0.0
+            capacity[capacity <= 2 * self.bounds.lower] = 0.0
             plan = self._better(plan, assess(self.network, capacity))
         self._note("trim", plan)
         return plan
 
     def polish(self, blocc: Assessment, plan: Assessment, rounds: int, seed: int) -> Assessment:
         """Local search on the tolls at BLOCC's capacities: trimmed ones would not determine any."""
-        toll = np.where(blocc.load > 2 * self.limits.floor, blocc.toll, np.inf)
+        toll = np.where(blocc.load > 2 * self.bounds.lower, blocc.toll, np.inf)
         try:
             found = polish_tolls(self.network, toll, rounds=rounds, seed=seed, limits=self.limits)
         except ProblemError:
