@@ -18,9 +18,10 @@ from bilevel.problems.transport.routes import (
     Shortest,
 )
 
-#: A pool with more routes a pair than the former is pruned to the latter.
-_CROWDED, _ROOMY = 2.5, 2.0
-#: Accuracy of the tolls by which the first routes are found.
+#: Routes that cost more than the shortest of their pair by this, in units of the logit, are dropped
+#: once they make up a share of the pool, for each drop costs a new layout.
+_FAR, _SHARE = 0.1, 0.15
+#: Accuracy of the tolls at which routes are sought first.
 _COARSE = 1e-4
 
 
@@ -127,23 +128,30 @@ class Passengers:
         scaled = capacity.scaled(unit)
         warm = toll is not None
         toll = np.ones(len(network.tail)) if toll is None else toll
-        if len(pool) > _CROWDED * len(demand):
+        if len(pool):
             self._prune(pool, toll)
         pool.add(self._find(network.travel_cost + toll), np.ones(len(demand), dtype=bool))
-        coarse = () if warm else (max(_COARSE, self.tolerance),)
-        for accuracy in (*coarse, self.tolerance):
-            while True:
-                layout = pool.layout
-                travel = layout.routes @ network.travel_cost
-                program = RouteProgram(layout, travel, demand, utility, least * demand, scaled)
-                point = solve_routes(program, toll, warm=warm, tolerance=accuracy)
-                toll, warm = point.toll, True
-                shortest = self._find(network.travel_cost + toll)
-                known = np.minimum.reduceat(travel + layout.routes @ toll, layout.first)
-                shorter = known - shortest.cost > 10 * accuracy * max(1.0, float(toll.max()))
-                if not pool.add(shortest, shorter):
+        while True:
+            # Near the solution, tolls of low accuracy ask for many routes that are not needed.
+            tolerances = (self.tolerance,) if warm else (_COARSE, self.tolerance)
+            layout = pool.layout
+            travel = layout.routes @ network.travel_cost
+            program = RouteProgram(layout, travel, demand, utility, least * demand, scaled)
+            added = 0
+            for accuracy, point in zip(
+                tolerances,
+                solve_routes(program, toll, warm=warm, tolerances=tolerances),
+                strict=True,
+            ):
+                shortest = self._find(network.travel_cost + point.toll)
+                known = np.minimum.reduceat(travel + layout.routes @ point.toll, layout.first)
+                slack = 10 * accuracy * max(1.0, float(point.toll.max()))
+                added = pool.add(shortest, known - shortest.cost > slack)
+                if added:
                     break
-        return self._equilibrium(point, shortest, layout, unit)
+            toll, warm = point.toll, True
+            if not added:
+                return self._equilibrium(point, shortest, layout, unit)
 
     def gap(self, capacity: Array, utility: Array, answer: Equilibrium) -> float:
         """The certificate: primal less dual value, an upper bound on the response's error in v."""
@@ -160,12 +168,12 @@ class Passengers:
         return float(self.network.demand @ (entropy - 1 + utility * rest))
 
     def _prune(self, pool: RoutePool, toll: Array) -> None:
-        """Keep those routes that exceed the shortest of their pair by least."""
+        """Drop routes that are far from the shortest of their pair, where they are many."""
         layout = pool.layout
         cost = layout.routes @ (self.network.travel_cost + toll)
-        excess = cost - np.minimum.reduceat(cost, layout.first)[layout.local]
-        kept = int(_ROOMY * len(self.network.demand))
-        pool.retain(excess <= np.partition(excess, kept)[kept])
+        near = cost <= np.minimum.reduceat(cost, layout.first)[layout.local] + _FAR
+        if np.mean(near) < 1 - _SHARE:
+            pool.retain(near)
 
     def _equilibrium(
         self, point: RoutePoint, shortest: Shortest, layout: RouteLayout, unit: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +58,9 @@ def solve_routes(
     toll: Array,
     *,
     warm: bool,
-    tolerance: float,
+    tolerances: Sequence[float],
     max_iterations: int = 200,
-) -> RoutePoint:
+) -> Iterator[RoutePoint]:
     r"""Solve a program over routes by a primal-dual interior-point method.
 
     Route flows are eliminated pair by pair, capacities link by link, so that the Newton systems
@@ -73,26 +74,35 @@ def solve_routes(
         Multipliers of :math:`A h \le a` to start from.
     warm : bool
         Whether those are near the solution.
-    tolerance : float
-        Bound on the mean product of an inequality and its multiplier (each may be ten times as
-        large), on violated capacity, and, times 100, on the dual residual relative to the largest
-        toll.
+    tolerances : sequence of float
+        Decreasing. Bounds on the mean product of an inequality and its multiplier (each may be ten
+        times as large), on violated capacity, and, times 100, on the dual residual relative to the
+        largest toll.
     max_iterations : int
+
+    Yields
+    ------
+    RoutePoint
+        One for each tolerance.
 
     Raises
     ------
     ResponseError
-        The tolerance was not reached.
+        A tolerance was not reached.
 
     Notes
     -----
     Source: Mehrotra 1992, SIAM J. Optimization 2(4); Nocedal and Wright 2006, algorithm 16.4.
     """
-    point = _Iterate(program, toll, warm)
+    point, remaining = _Iterate(program, toll, warm), list(tolerances)
+    final = remaining[-1]
     for _ in range(max_iterations):
-        residual = point.residual(tolerance)
-        if residual <= 1.0:
-            return RoutePoint(point.values[0], point.q, point.a, point.load, point.toll)
+        residual = point.residual(final)
+        while remaining and residual <= remaining[0] / final:
+            remaining.pop(0)
+            yield RoutePoint(point.values[0], point.q, point.a, point.load, point.toll)
+        if not remaining:
+            return
         products = point.products()
         try:
             system = _NewtonSystem(point)
@@ -101,11 +111,11 @@ def solve_routes(
             break
         length = point.longest(step)
         size, predicted = float(np.mean(products)), point.mean_product(step, length)
-        centred = max((predicted / size) ** 3 * size, 0.3 * tolerance)
+        centred = max((predicted / size) ** 3 * size, 0.3 * final)
         step = system.direction(centred - products - step.second_order())
         point.move(step, min(1.0, 0.99 * point.longest(step)))
     raise ResponseError(
-        f"the routes' program was solved to {residual:.1e} times its tolerance {tolerance:.0e} "
+        f"the routes' program was solved to {residual:.1e} times its tolerance {final:.0e} "
         "only: the costs may differ by too many orders of magnitude (they are in units of the "
         "logit, in which a difference of 1 changes the odds by the factor e), or a budget and a "
         "minimal share contradict each other"
