@@ -1,0 +1,1 @@
+"""Self-supervised speech pretraining: BEST-RQ and BiRQ, from audio to error rates."""

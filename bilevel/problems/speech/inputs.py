@@ -1,0 +1,69 @@
+"""What the encoder is given: features, with the sizes that the host must know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel.errors import DatasetError
+from bilevel.problems.speech.options import SUBSAMPLING
+
+
+@dataclass(frozen=True)
+class SpeechInputs:
+    """Features of a batch.
+
+    Attributes
+    ----------
+    features
+        [B, F, 80], normalised, F a multiple of 4.
+    counts
+        [B] feature frames on the same device; ``None`` where no utterance is padded, which lets
+        attention take its fastest path.
+    lengths
+        [B] encoder frames that rest on four feature frames, on the host.
+    keys
+        One integer an utterance, from which its mask and noise follow.
+    """
+
+    features: Tensor
+    counts: Tensor | None
+    lengths: NDArray[np.int64]
+    keys: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, features: Tensor, counts: NDArray[np.int64] | Tensor, keys: Sequence[int]
+    ) -> SpeechInputs:
+        """Inputs from features [B, F, 80] and the feature frames of each utterance, on the host."""
+        host = np.asarray(counts, dtype=np.int64)
+        if host.min() < SUBSAMPLING:
+            raise DatasetError(
+                f"an utterance of {host.min()} feature frames, expected at least {SUBSAMPLING} "
+                "(55 ms of audio)"
+            )
+        features = F.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
+        padded = bool((host < features.shape[1]).any())
+        device_counts = torch.from_numpy(host).to(features.device, non_blocking=True)
+        return cls(features, device_counts if padded else None, host // SUBSAMPLING, keys)
+
+    @property
+    def valid(self) -> Tensor:
+        """[B, T], whether an encoder frame rests on four feature frames."""
+        steps = torch.arange(self.features.shape[1] // SUBSAMPLING, device=self.features.device)
+        lengths = torch.from_numpy(self.lengths).to(self.features.device, non_blocking=True)
+        return steps < lengths[:, None]
+
+    def to(self, device: torch.device) -> SpeechInputs:
+        """The same on another device."""
+        if self.features.device == device:
+            return self
+        counts = None if self.counts is None else self.counts.to(device, non_blocking=True)
+        features = self.features.to(device, non_blocking=True)
+        return replace(self, features=features, counts=counts)
