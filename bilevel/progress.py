@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from tqdm.auto import tqdm
 
 from bilevel.distributed import rank
 
+#: What ``solve`` shows of a record, and how it is called there.
+_SHOWN = {"upper": "f", "lower_gap": "gap", "violation": "violation"}
+
 
 class ProgressBar:
-    """Shows step, f, lower gap and violation; silent unless wanted or run in a terminal."""
+    """Shows the step and some logged values; silent unless wanted or run in a terminal."""
 
-    def __init__(self, total: int, done: int, wanted: bool | None) -> None:
+    def __init__(
+        self, total: int, done: int, wanted: bool | None, labels: Mapping[str, str] = _SHOWN
+    ) -> None:
+        self._labels = labels
         shown = sys.stderr.isatty() if wanted is None else wanted
         self._bar = tqdm(
             total=total, initial=done, disable=not shown or rank() > 0, unit="step", leave=False
@@ -26,10 +33,9 @@ class ProgressBar:
         """Show the last logged values."""
         if self._bar.disable:
             return
-        labels = {"upper": "f", "lower_gap": "gap", "violation": "violation"}
         shown = {
             label: f"{record[name]:.3g}"
-            for name, label in labels.items()
+            for name, label in self._labels.items()
             if name in record and record[name] == record[name]
         }
         self._bar.set_postfix(shown)

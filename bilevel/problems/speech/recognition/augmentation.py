@@ -1,0 +1,64 @@
+"""SpecAugment: bands of time and frequency are blanked while a recogniser is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import OptionError
+from bilevel.options import check_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugment:
+    """Random bands of normalised features become 0, their mean.
+
+    Each band's width is uniform between 0 and its maximum, its position uniform where it fits.
+    Source: Park et al. 2019, arXiv:1904.08779.
+
+    Parameters
+    ----------
+    time_bands, time_width
+        How many bands of frames, and their greatest width in frames of 10 ms.
+    time_share
+        Greatest width as a share of the utterance, so that short ones keep enough.
+    mel_bands, mel_width
+        How many bands of mel bins, and their greatest width.
+    """
+
+    time_bands: int = 2
+    time_width: int = 40
+    time_share: float = 0.1
+    mel_bands: int = 2
+    mel_width: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("time_bands", "time_width", "mel_bands", "mel_width"):
+            check_count(name, getattr(self, name), least=0)
+        if not 0 <= self.time_share <= 1:
+            raise OptionError(f"time_share={self.time_share!r}, expected a share between 0 and 1")
+
+    def __call__(self, features: Tensor, frame_counts: Tensor) -> Tensor:
+        """Blank bands of [B, F, 80] features, of each utterance its own.
+
+        Draws from PyTorch's global generator of the features' device.
+        """
+        counts = frame_counts[:, None].to(features)
+        widest = (counts * self.time_share).clamp(max=float(self.time_width))
+        frames = _bands(self.time_bands, widest, counts, features.shape[1])
+        bins = torch.full_like(counts, features.shape[2])
+        widest = bins.clamp(max=float(self.mel_width))
+        mels = _bands(self.mel_bands, widest, bins, features.shape[2])
+        return features.masked_fill(frames[:, :, None] | mels[:, None, :], 0.0)
+
+
+def _bands(count: int, widest: Tensor, size: Tensor, total: int) -> Tensor:
+    """[B, total], true inside ``count`` bands that lie within the first ``size`` places [B, 1]."""
+    shape = (len(size), count)
+    widths = (torch.rand(shape, device=size.device) * (widest + 1)).floor()
+    starts = (torch.rand(shape, device=size.device) * (size - widths + 1)).floor()
+    places = torch.arange(total, device=size.device)
+    inside = (places >= starts[..., None]) & (places < (starts + widths)[..., None])
+    return inside.any(dim=1)

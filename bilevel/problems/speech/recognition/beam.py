@@ -1,0 +1,222 @@
+"""CTC prefix beam search, with a language model over words where one is given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel.errors import OptionError
+from bilevel.options import check_count
+from bilevel.problems.speech.recognition.ngram import BEGIN, END, UNKNOWN, NGramModel
+from bilevel.problems.speech.recognition.prefixes import Prefixes, WordScores
+from bilevel.problems.speech.recognition.tokens import BLANK, Vocabulary
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A sequence of symbols and what speaks for it.
+
+    Attributes
+    ----------
+    tokens
+        Indices into the vocabulary.
+    score
+        What the search maximises: ``ctc`` and the language model's part.
+    ctc
+        Natural logarithm of the probability, summed over the alignments that the beam kept.
+    """
+
+    tokens: list[int]
+    score: float
+    ctc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearch:
+    r"""Prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
+
+    Searches the symbols y that maximise
+
+    .. math::
+        \ln p_{\mathrm{CTC}}(y \mid x) + \alpha \ln p_{\mathrm{LM}}(\text{words of } y)
+        + \beta\, |\text{words of } y|
+
+    where the first term adds up all alignments that collapse to y. A word is scored when the space
+    after it is, and the last word, with the sentence's end, at the end. A beam as wide as there are
+    prefixes is exact.
+
+    Parameters
+    ----------
+    vocabulary
+        Characters with a space, if there is a language model.
+    language_model
+        From :func:`read_arpa` or :func:`estimate_ngrams`.
+    width
+        Prefixes kept after each frame.
+    alpha, beta
+        Weight of the language model, and bonus of a word. Choose both on validation data.
+    unknown_penalty
+        Subtracted for a word that the language model does not know.
+    floor
+        Symbols whose log probability in a frame is below this are not considered there; the most
+        probable one always is.
+    """
+
+    vocabulary: Vocabulary
+    language_model: NGramModel | None = None
+    width: int = 50
+    alpha: float = 0.5
+    beta: float = 1.0
+    unknown_penalty: float = 10.0
+    floor: float = -12.0
+
+    def __post_init__(self) -> None:
+        check_count("width", self.width)
+        for name in ("alpha", "beta", "unknown_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise OptionError(f"{name}={getattr(self, name)!r}, expected a finite number")
+        if not self.floor <= 0:
+            raise OptionError(f"floor={self.floor!r}, expected a log probability, at most 0")
+        if self.language_model is not None and self.vocabulary.space is None:
+            raise OptionError(
+                "a language model scores words, which this vocabulary cannot separate: it has no "
+                "space; decode phones without a language model"
+            )
+        if self.language_model is not None:
+            _require_spellable(self.language_model, self.vocabulary)
+
+    @property
+    def scores(self) -> WordScores | None:
+        """What the language model says of words."""
+        if self.language_model is None:
+            return None
+        return WordScores(self.language_model, self.alpha, self.beta, self.unknown_penalty)
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The best symbols of each utterance, from log probabilities [B, T, V] and [B] lengths."""
+        rows = log_probs.detach().float().cpu().numpy()
+        counts = lengths.tolist()
+        return [
+            self.hypotheses(row[:count])[0].tokens for row, count in zip(rows, counts, strict=True)
+        ]
+
+    def hypotheses(self, log_probs: NDArray[np.floating]) -> list[Hypothesis]:
+        """All hypotheses of one utterance that the beam kept, the best first.
+
+        Parameters
+        ----------
+        log_probs
+            [T, V] natural logarithms of the symbols' probabilities.
+        """
+        if log_probs.ndim != 2 or log_probs.shape[1] != len(self.vocabulary):
+            raise OptionError(
+                f"log probabilities of shape {log_probs.shape}, expected [T, "
+                f"{len(self.vocabulary)}]: one column for each symbol of the vocabulary"
+            )
+        if np.isnan(log_probs).any():
+            raise OptionError("the log probabilities contain NaN, so no hypothesis is best")
+        beam = _Beam(self)
+        for frame in log_probs.astype(np.float64):
+            beam.advance(frame)
+        return beam.finished()
+
+
+def _require_spellable(model: NGramModel, vocabulary: Vocabulary) -> None:
+    """Refuse a model whose every word would be unknown, such as one in capitals."""
+    letters = set(vocabulary.symbols)
+    words = [word for word in model.words if word not in (BEGIN, END, UNKNOWN)]
+    if not any(letters.issuperset(word) for word in words):
+        raise OptionError(
+            f"no word of the language model ({', '.join(words[:3])}, ...) can be spelled with the "
+            "vocabulary: bring both to the same case, and to the same characters"
+        )
+
+
+class _Beam:
+    """The prefixes kept, and the log probabilities of their alignments by the last frame's symbol.
+
+    ``blank``: of those that end in a blank; ``other``: of those that end in the prefix's symbol.
+    """
+
+    def __init__(self, search: BeamSearch) -> None:
+        self.search = search
+        self.prefixes = Prefixes(search.vocabulary, search.scores)
+        self.kept = np.zeros(1, dtype=np.int64)
+        self.blank = np.zeros(1)
+        self.other = np.full(1, -np.inf)
+
+    def advance(self, frame: NDArray[np.float64]) -> None:
+        """One frame: every prefix stays, or grows by a symbol."""
+        last = np.array([self.prefixes.last[prefix] for prefix in self.kept])
+        total = np.logaddexp(self.blank, self.other)
+        blank = total + frame[BLANK]
+        other = self.other + frame[last]
+
+        tokens = np.flatnonzero(frame >= min(self.search.floor, frame.max()))
+        tokens = tokens[tokens != BLANK]
+        # A symbol follows itself only after a blank.
+        before = np.where(last[:, None] == tokens, self.blank[:, None], total[:, None])
+        grown = before + frame[tokens]
+        self._merge(grown, other, last, tokens)
+
+        scores = np.concatenate(
+            [np.logaddexp(blank, other) + self._priors(), (grown + self._growth(tokens)).ravel()]
+        )
+        best = np.argsort(-scores, kind="stable")[: self.search.width]
+        best = best[scores[best] > -np.inf]
+        stay = best[best < len(self.kept)]
+        rows, columns = np.divmod(
+            best[best >= len(self.kept)] - len(self.kept), max(len(tokens), 1)
+        )
+        born = [
+            self.prefixes.child(int(self.kept[row]), int(tokens[column]))
+            for row, column in zip(rows, columns, strict=True)
+        ]
+        self.blank = np.concatenate([blank[stay], np.full(len(born), -np.inf)])
+        self.other = np.concatenate([other[stay], grown[rows, columns]])
+        self.kept = np.concatenate([self.kept[stay], np.array(born, dtype=np.int64)])
+
+    def _merge(
+        self,
+        grown: NDArray[np.float64],
+        other: NDArray[np.float64],
+        last: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+    ) -> None:
+        """Where a prefix grows into one that is kept already, the two are the same."""
+        row = {int(prefix): i for i, prefix in enumerate(self.kept)}
+        column = {int(token): i for i, token in enumerate(tokens)}
+        for i, prefix in enumerate(self.kept):
+            parent = row.get(self.prefixes.parent[prefix])
+            token = column.get(int(last[i]))
+            if parent is not None and token is not None:
+                other[i] = np.logaddexp(other[i], grown[parent, token])
+                grown[parent, token] = -np.inf
+
+    def _priors(self) -> NDArray[np.float64]:
+        return np.array([self.prefixes.prior[prefix] for prefix in self.kept])
+
+    def _growth(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The language model's part of the score of each grown prefix."""
+        parts = np.repeat(self._priors()[:, None], len(tokens), axis=1)
+        if self.search.language_model is not None:
+            for column in np.flatnonzero(tokens == self.search.vocabulary.space):
+                parts[:, column] += [self.prefixes.completed(int(p)) for p in self.kept]
+        return parts
+
+    def finished(self) -> list[Hypothesis]:
+        """The hypotheses at the end of the utterance."""
+        ctc = np.logaddexp(self.blank, self.other)
+        found = [
+            Hypothesis(
+                self.prefixes.tokens(int(prefix)),
+                float(value) + self.prefixes.ended(int(prefix)),
+                float(value),
+            )
+            for prefix, value in zip(self.kept, ctc, strict=True)
+        ]
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)

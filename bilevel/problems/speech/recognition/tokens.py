@@ -1,0 +1,211 @@
+"""The symbols that a recogniser predicts: characters or phones, and the blank of CTC."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from bilevel.errors import DatasetError, OptionError
+
+#: Index of the blank in every vocabulary.
+BLANK = 0
+#: How the blank is written in files; decoding never yields it.
+BLANK_SYMBOL = "<blank>"
+KINDS = ("characters", "phones")
+
+
+class LabelledPhone(Protocol):
+    """A phone of an alignment."""
+
+    @property
+    def symbol(self) -> str:
+        """The phone."""
+
+    @property
+    def start(self) -> float:
+        """Seconds from the utterance's start."""
+
+    @property
+    def end(self) -> float:
+        """Seconds from the utterance's start."""
+
+
+class LabelledUtterance(Protocol):
+    """What is read of an utterance here: its name, its text and its phones."""
+
+    @property
+    def id(self) -> str:
+        """Unique name."""
+
+    @property
+    def text(self) -> str | None:
+        """Transcript, where there is one."""
+
+    @property
+    def phones(self) -> Sequence[LabelledPhone]:
+        """Phones in the order of time; none where there is no alignment."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Symbols by index, the blank first.
+
+    Parameters
+    ----------
+    symbols
+        The blank, then every symbol once.
+    kind
+        ``"characters"`` of texts, whose words a space separates, or ``"phones"``.
+    skipped
+        Symbols that transcripts may contain and that are not predicted, such as silence.
+
+    Raises
+    ------
+    OptionError
+        symbols without the blank in front, doubled, empty, or also skipped; another kind.
+    """
+
+    symbols: tuple[str, ...]
+    kind: str = "characters"
+    skipped: frozenset[str] = frozenset()
+    _index: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise OptionError(f"kind={self.kind!r}, expected one of {', '.join(KINDS)}")
+        if not self.symbols or self.symbols[BLANK] != BLANK_SYMBOL:
+            raise OptionError(
+                f"the symbols begin with {self.symbols[:1]}, expected the blank {BLANK_SYMBOL!r} "
+                "in front: it is index 0"
+            )
+        for index, symbol in enumerate(self.symbols):
+            if symbol in self._index or not symbol or symbol in self.skipped:
+                raise OptionError(
+                    f"symbol {symbol!r} (index {index}) is empty, given twice, or also skipped"
+                )
+            if self.kind == "characters" and index != BLANK and len(symbol) != 1:
+                raise OptionError(f"symbol {symbol!r} (index {index}) is not a single character")
+            self._index[symbol] = index
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @property
+    def space(self) -> int | None:
+        """Index of the space that separates words; ``None`` where there are no words."""
+        return self._index.get(" ") if self.kind == "characters" else None
+
+    @classmethod
+    def of_texts(cls, texts: Iterable[str], skipped: Iterable[str] = ()) -> Vocabulary:
+        """The characters of texts, sorted; the space is always one of them."""
+        skipped = frozenset(skipped)
+        found = {" "}.union(*texts) - skipped
+        return cls((BLANK_SYMBOL, *sorted(found)), "characters", skipped)
+
+    @classmethod
+    def of_phones(
+        cls, utterances: Iterable[LabelledUtterance], skipped: Iterable[str] = ()
+    ) -> Vocabulary:
+        """The phones of aligned utterances, sorted.
+
+        Raises
+        ------
+        DatasetError
+            none of the utterances has phones.
+        """
+        skipped = frozenset(skipped)
+        found = {phone.symbol for each in utterances for phone in each.phones} - skipped
+        if not found:
+            raise DatasetError(
+                "none of the utterances has phones; give aligned ones, or predict characters with "
+                "Vocabulary.of_texts"
+            )
+        return cls((BLANK_SYMBOL, *sorted(found)), "phones", skipped)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DatasetError
+            the file is missing, or is not a vocabulary.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            symbols, kind, skipped = content["symbols"], content["kind"], content["skipped"]
+            if not all(isinstance(each, str) for each in (*symbols, *skipped)):
+                raise TypeError("a symbol is not a string")
+            return cls(tuple(symbols), kind, frozenset(skipped))
+        except FileNotFoundError as error:
+            raise DatasetError(f"no vocabulary at {path}; Vocabulary.save writes one") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{path} is not a vocabulary ({type(error).__name__}: {error}); expected the JSON "
+                "of Vocabulary.save: symbols, kind, skipped"
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary as JSON."""
+        content = {
+            "kind": self.kind,
+            "symbols": list(self.symbols),
+            "skipped": sorted(self.skipped),
+        }
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        Path(path).write_text(text, encoding="utf-8")
+
+    def encode(self, transcript: str | Iterable[str], name: str = "the transcript") -> list[int]:
+        """Indices of a transcript's symbols.
+
+        Parameters
+        ----------
+        transcript
+            A text, or phones: a sequence of them, or a text with spaces between them.
+        name
+            What messages call the transcript.
+
+        Raises
+        ------
+        DatasetError
+            a symbol is not in the vocabulary.
+        """
+        if self.kind == "phones" and isinstance(transcript, str):
+            transcript = transcript.split()
+        indices = []
+        for position, symbol in enumerate(transcript):
+            if symbol in self.skipped:
+                continue
+            index = self._index.get(symbol, BLANK)
+            if index == BLANK:
+                raise DatasetError(
+                    f"{name} has the symbol {symbol!r} at position {position}, which is not among "
+                    f"the vocabulary's {len(self) - 1} {self.kind}: make the vocabulary from all "
+                    "transcripts, normalise them alike, or list the symbol as skipped"
+                )
+            indices.append(index)
+        return indices
+
+    def target(self, utterance: LabelledUtterance) -> list[int]:
+        """Indices of an utterance's text or phones; raises as :meth:`encode`, naming it."""
+        name = f"utterance {utterance.id!r}"
+        transcript = utterance.phones if self.kind == "phones" else utterance.text
+        if not transcript:
+            raise DatasetError(
+                f"{name} has no {'phones' if self.kind == 'phones' else 'text'}: leave it out, or "
+                "give its transcript"
+            )
+        if self.kind == "phones":
+            return self.encode((phone.symbol for phone in utterance.phones), name)
+        assert utterance.text is not None
+        return self.encode(utterance.text, name)
+
+    def decode(self, indices: Iterable[int]) -> str | list[str]:
+        """The text of characters' indices, or the list of phones."""
+        symbols = [self.symbols[index] for index in indices if index != BLANK]
+        return "".join(symbols) if self.kind == "characters" else symbols
