@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from bilevel.problems.speech import PRESETS, SpeechInputs, SpeechModel
+from bilevel.problems.speech import PRESETS, FeatureStore, SpeechInputs, SpeechModel
 
 
 def options(**labels):
@@ -51,3 +51,39 @@ def rows_of(batch, rows):
     return SpeechInputs.of(
         batch.features[index][:, : counts.max()], counts, [batch.keys[i] for i in index]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phone:
+    symbol: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """An utterance made of phones, as the corpus readers would give it."""
+
+    id: str
+    phones: tuple[Phone, ...]
+    text: str | None = None
+
+
+def spoken_store(count, seed=0, phones=6):
+    """Utterances of phones with a spectrum each, a voice's tilt and noise."""
+    shapes = np.random.default_rng(0).normal(size=(phones, 80))
+    random = np.random.default_rng((1, seed))
+    rows, utterances = [], []
+    for number in range(count):
+        tilt = random.normal() * np.linspace(-1, 1, 80)
+        frames, spoken, start = [], [], 0.0
+        for symbol in random.integers(phones, size=random.integers(6, 12)):
+            length = int(random.integers(12, 20))
+            frames.append(np.tile(shapes[symbol], (length, 1)))
+            spoken.append(Phone("abcdefgh"[symbol], start, start + length / 100))
+            start += length / 100
+        x = np.concatenate(frames) + 0.5 * tilt
+        x = x + 0.4 * random.normal(size=x.shape)
+        rows.append(torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float16))
+        utterances.append(Spoken(f"{seed}-{number}", tuple(spoken)))
+    return FeatureStore(rows, utterances)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel.errors import DatasetError
-from bilevel.problems.speech.options import SUBSAMPLING
+from bilevel.problems.speech.features import LogMel, normalise
+from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,23 @@ class SpeechInputs:
         [B] encoder frames that rest on four feature frames, on the host.
     keys
         One integer an utterance, from which its mask and noise follow.
+    utterances
+        Whose features they are, where it matters.
     """
 
     features: Tensor
     counts: Tensor | None
     lengths: NDArray[np.int64]
     keys: Sequence[int]
+    utterances: Sequence[Any] = ()
 
     @classmethod
     def of(
-        cls, features: Tensor, counts: NDArray[np.int64] | Tensor, keys: Sequence[int]
+        cls,
+        features: Tensor,
+        counts: NDArray[np.int64] | Tensor,
+        keys: Sequence[int],
+        utterances: Sequence[Any] = (),
     ) -> SpeechInputs:
         """Inputs from features [B, F, 80] and the feature frames of each utterance, on the host."""
         host = np.asarray(counts, dtype=np.int64)
@@ -51,7 +60,17 @@ class SpeechInputs:
         features = F.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
         padded = bool((host < features.shape[1]).any())
         device_counts = torch.from_numpy(host).to(features.device, non_blocking=True)
-        return cls(features, device_counts if padded else None, host // SUBSAMPLING, keys)
+        return cls(
+            features, device_counts if padded else None, host // SUBSAMPLING, keys, utterances
+        )
+
+    @property
+    def frame_counts(self) -> Tensor:
+        """[B], feature frames of each utterance, on the features' device."""
+        if self.counts is not None:
+            return self.counts
+        batch, frames = self.features.shape[:2]
+        return torch.full((batch,), frames, device=self.features.device)
 
     @property
     def valid(self) -> Tensor:
@@ -67,3 +86,19 @@ class SpeechInputs:
         counts = None if self.counts is None else self.counts.to(device, non_blocking=True)
         features = self.features.to(device, non_blocking=True)
         return replace(self, features=features, counts=counts)
+
+
+class FrontEnd(nn.Module):
+    """Normalised log-mel features of a batch of waveforms, computed on one device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_mel = LogMel(bins=MEL_BINS)
+
+    def forward(self, batch: Any, device: torch.device) -> SpeechInputs:
+        """Inputs from a :class:`~bilevel.problems.speech.data.SpeechBatch`."""
+        counts = self.log_mel.frame_counts(batch.lengths.cpu())
+        batch = batch.to(device)
+        features, device_counts = self.log_mel(batch.waveforms, batch.lengths)
+        features = normalise(features, device_counts)
+        return SpeechInputs.of(features, counts, batch.keys, batch.utterances)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.problems.speech.encoder import Padding, SpeechEncoder
-from bilevel.problems.speech.features import LogMel, normalise
-from bilevel.problems.speech.inputs import SpeechInputs
+from bilevel.problems.speech.inputs import FrontEnd, SpeechInputs
 from bilevel.problems.speech.masking import stack_frames
 from bilevel.problems.speech.options import (
     MEL_BINS,
@@ -54,7 +53,7 @@ class SpeechModel(nn.Module):
         self.options = options
         labels = options.labels
         generator = torch.Generator().manual_seed(labels.seed)
-        self.log_mel = LogMel(bins=MEL_BINS)
+        self.front_end = FrontEnd()
         self.encoder = SpeechEncoder(options.encoder)
         self.prediction = nn.Linear(
             options.encoder.width, labels.prediction_heads * labels.codebooks * labels.codes
@@ -75,12 +74,8 @@ class SpeechModel(nn.Module):
         """
         if isinstance(batch, SpeechInputs):
             return batch.to(self.device)
-        host = batch.lengths.cpu()
-        batch = batch.to(self.device)
-        features, counts = self.log_mel(batch.waveforms, batch.lengths)
-        return SpeechInputs.of(
-            normalise(features, counts), self.log_mel.frame_counts(host), batch.keys
-        )
+        inputs: SpeechInputs = self.front_end(batch, self.device)
+        return inputs
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """[N, heads, codebooks, V] of hidden states [N, d]; the first head is the anchor's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,12 @@ from torch import Tensor
 
 #: Streams of one utterance in one step that must not share their numbers.
 MASK_STARTS, MASK_NOISE, GUMBEL = range(3)
+
+
+def key_of(seed: int, epoch: int, name: str) -> int:
+    """The key of an utterance, by its name, in an epoch."""
+    text = f"{seed}:{epoch}:{name}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
 class KeyedNoise:

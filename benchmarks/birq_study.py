@@ -1,0 +1,297 @@
+"""BiRQ beside BEST-RQ, relabelling and no pretraining: what its labels become, and what is learnt.
+
+Each arm is a run of the whole protocol on speech by espeak-ng: pretrain, measure what layers and
+labels say about the phones of voices never heard, fine-tune on minutes of labels, count phone
+errors. Arms and seeds run in processes of their own, several at a time; results are appended to
+results.jsonl as they come, and a run that finds its result there does not repeat it.
+
+    python benchmarks/birq_study.py --study collapse --preset tiny --steps 2000
+    python benchmarks/birq_study.py --study learning --preset small --steps 3000 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bilevel.problems.speech import PRESETS, PretrainingOptions
+from bilevel.problems.speech.protocol import Protocol
+from bilevel.problems.speech.recognition import FineTuningOptions
+from bilevel.problems.speech.sources import StoredSpeech
+
+FULL = {"target_gradient": "full"}
+CAPPED = {"target_gradient": "capped"}
+SHRUNK, WHITE = {"normalisation": "shrink"}, {"normalisation": "whiten"}
+#: Study -> arm -> method, label options, pretraining options, factor of the steps.
+STUDIES: dict[str, dict[str, dict[str, Any]]] = {
+    # The defaults on several quantisers, and what the gradient through the labels does to them.
+    "collapse": {
+        "detached, shrink (default)": {"labels": {}},
+        "detached, whiten": {"labels": WHITE},
+        "detached, standardise": {"labels": {"normalisation": "standardise"}},
+        "detached, layer norm": {"labels": {"normalisation": "layernorm"}},
+        "detached, two heads": {"labels": {"prediction_heads": 2}},
+        "full, shrink": {"labels": FULL},
+        "full, whiten": {"labels": FULL | WHITE},
+        "full, standardise": {"labels": FULL | {"normalisation": "standardise"}},
+        "full, layer norm": {"labels": FULL | {"normalisation": "layernorm"}},
+        "full, two heads": {"labels": FULL | {"prediction_heads": 2}},
+        "full, rate / 10": {"labels": FULL, "rate": 0.1},
+        "full, penalty x 10": {"labels": FULL, "pretraining": {"penalty": 240.0}},
+        "full, penalty x 100": {"labels": FULL, "pretraining": {"penalty": 2400.0}},
+        "full, scale 10": {"labels": FULL | {"logit_scale": 10.0}},
+        "full, temperature 5": {"labels": FULL | {"temperature": 5.0}},
+        "full, soft": {"labels": FULL | {"selection": "soft"}},
+        "full, anchors first": {"labels": FULL, "pretraining": {"anchor_share": 0.5}},
+        "capped at 0.3": {"labels": CAPPED | {"gradient_cap": 0.3}},
+        "capped at 0.03": {"labels": CAPPED | {"gradient_cap": 0.03}},
+        "capped at 0.003": {"labels": CAPPED | {"gradient_cap": 0.003}},
+    },
+    # The arms of the experiment, at equal steps and at equal compute.
+    "learning": {
+        "scratch": {"method": "scratch"},
+        "BEST-RQ": {"method": "best-rq"},
+        "BEST-RQ, equal compute": {"method": "best-rq", "compute": "birq"},
+        "BiRQ": {},
+        "BiRQ, full gradient": {"labels": FULL},
+        "relabel": {"method": "relabel"},
+    },
+    # Is there a setting where BiRQ wins?
+    "search": {
+        "k = 0.3 K": {"layer": 0.3},
+        "k = 0.5 K": {"layer": 0.5},
+        "k = 0.9 K": {"layer": 0.9},
+        "two heads, penalty 4": {
+            "labels": {"prediction_heads": 2}, "pretraining": {"penalty": 4.0}
+        },
+        "two heads, penalty 1": {
+            "labels": {"prediction_heads": 2}, "pretraining": {"penalty": 1.0}
+        },
+        "penalty 1": {"pretraining": {"penalty": 1.0}},
+        "scale 10": {"labels": {"logit_scale": 10.0}},
+        "scale 100": {"labels": {"logit_scale": 100.0}},
+        "no noise": {"labels": {"noise": 0.0}},
+        "whiten": {"labels": WHITE},
+        "anchors first, penalty 1": {"pretraining": {"penalty": 1.0, "anchor_share": 0.5}},
+        "anchors first, two heads, penalty 1": {
+            "labels": {"prediction_heads": 2},
+            "pretraining": {"penalty": 1.0, "anchor_share": 0.5},
+        },
+    },
+}  # fmt: skip
+_SOURCE: StoredSpeech | None = None
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    done = {key_of(each) for each in read(results)}
+    jobs = [
+        {"study": study, "arm": arm, "seed": seed}
+        for study in args.study
+        for seed in range(args.seeds)
+        for arm in args.arms or STUDIES[study]
+    ]
+    jobs = [job for job in jobs if key_of(job) not in done]
+    began = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(args.jobs, max(1, len(jobs))), prepare, (args,)) as pool:
+        for result in pool.imap_unordered(guarded, [(args, job, began) for job in jobs]):
+            with results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            note = result.get("error") or f"{result['seconds']:.0f} s"
+            print(f"{result['study']}: {result['arm']}, seed {result['seed']}: {note}", flush=True)
+    tables(read(results), args.out)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = parser.add_argument
+    option("--study", choices=STUDIES, nargs="+", default=["collapse"])
+    option("--arms", nargs="+", help="of the studies' arms, these only")
+    option("--seeds", type=int, default=3, help="of encoder, quantiser and batches: 0, 1, ...")
+    option("--preset", choices=PRESETS, default="tiny")
+    option("--codes", type=int, help="the codebook's size, where not the preset's")
+    option("--steps", type=int, default=2000, help="of pretraining (default: %(default)s)")
+    option("--lr", type=float, default=3e-3, help="default: %(default)s")
+    option("--batch", type=int, default=16, help="crops a step (default: %(default)s)")
+    option("--crop", type=int, default=160, help="feature frames of each (default: %(default)s)")
+    option("--finetuning-steps", type=int, default=300, help="0: leave it out")
+    option("--labelled-minutes", type=float, default=5.0)
+    option("--minutes", type=float, default=30.0, help="of speech without labels")
+    option("--corpus-seed", type=int, default=0)
+    option("--stores", type=Path, help="file of features, made where it is missing")
+    option("--device", default="cpu")
+    option("--bf16", action="store_true", help="mixed precision in pretraining")
+    option("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
+    option("--stop-after", type=float, help="seconds after which no further run is begun")
+    option("--out", type=Path, default=Path("results/birq_study"))
+    args = parser.parse_args()
+    if args.stores is None:
+        args.stores = args.out / "stores.pt"
+    if not args.stores.is_file():
+        args.stores.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(make_stores(args), args.stores)
+    return args
+
+
+def make_stores(args: argparse.Namespace) -> StoredSpeech:
+    from bilevel.problems.speech.data import espeak_corpus
+
+    corpus = espeak_corpus(
+        train_minutes=args.minutes, labelled_minutes=args.labelled_minutes, seed=args.corpus_seed
+    )
+    return StoredSpeech.read(corpus)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Read the features once a process."""
+    global _SOURCE
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # collapse is what is studied
+    source: StoredSpeech = torch.load(args.stores, weights_only=False)  # a file of this script's
+    _SOURCE = dataclasses.replace(
+        source.to(args.device), batch_size=args.batch, crop_frames=args.crop
+    )
+
+
+def guarded(task: tuple[argparse.Namespace, dict, float]) -> dict:
+    """A run's result, or why there is none."""
+    args, job, began = task
+    if args.stop_after and time.perf_counter() - began > args.stop_after:
+        return {**job, "error": "not begun: out of time"}
+    try:
+        return {**job, **run(args, job)}
+    except Exception:
+        return {**job, "error": traceback.format_exc(limit=-2)}
+
+
+def run(args: argparse.Namespace, job: dict) -> dict:
+    assert _SOURCE is not None
+    arm = STUDIES[job["study"]][job["arm"]]
+    seed, method = job["seed"], arm.get("method", "birq")
+    began = time.perf_counter()
+    options = PRESETS[args.preset]
+    share = options.labels.layer / options.encoder.layers
+    changes = {"seed": seed, **arm.get("labels", {})}
+    if args.codes:
+        changes["codes"] = args.codes
+    if "layer" in arm:
+        changes["layer"] = max(1, round(arm["layer"] * options.encoder.layers))
+    labels = dataclasses.replace(options.labels, **changes)
+    options = dataclasses.replace(options, labels=labels)
+    # BiRQ's step passes k of K layers once more; the same compute buys BEST-RQ more steps.
+    steps = round(args.steps * (1 + share / 3)) if "compute" in arm else args.steps
+    protocol = Protocol(
+        pretraining=PretrainingOptions(
+            steps=steps,
+            lr=args.lr * arm.get("rate", 1.0),
+            autocast=torch.bfloat16 if args.bf16 else None,
+            **arm.get("pretraining", {}),
+        ),
+        finetuning=FineTuningOptions(head_lr=3e-3, encoder_lr=1e-3),
+        finetuning_steps=max(1, args.finetuning_steps),
+    )
+    common = {"device": args.device, "log_every": 50, "progress": False}
+    teacher = None
+    if method == "relabel":
+        teacher = protocol.pretrain(_SOURCE, options, "best-rq", seed, **common).model
+        labels = dataclasses.replace(labels, seed=seed + 1000)
+        options = dataclasses.replace(options, labels=labels)
+    found = protocol.pretrain(_SOURCE, options, method, seed, teacher=teacher, **common)
+    measured = protocol.represent(_SOURCE, found.model)
+    result = {
+        "probes": [each.value for each in measured.probes],
+        "anchor": dataclasses.asdict(measured.anchor),
+        "enhanced": dataclasses.asdict(measured.enhanced),
+        "steps": steps,
+        "frames": steps * args.batch * args.crop,
+        "pretraining_seconds": found.seconds,
+    }
+    if method != "scratch":
+        result |= along_the_run(found.history)
+    if args.finetuning_steps:
+        errors = protocol.recognise(
+            _SOURCE, found.model.encoder, seed, device=args.device, progress=False
+        ).errors
+        result["phone_error_rate"] = errors.rate().value
+        result["errors"], result["lengths"] = errors.errors.tolist(), errors.lengths.tolist()
+    return {**result, "seconds": time.perf_counter() - began}
+
+
+def along_the_run(history: pd.DataFrame) -> dict:
+    """Ends and extremes of the training batches' statistics; means over five logged records."""
+    last = history.iloc[-5:]
+    found = {"G": last["lower"].mean(), "F": last["upper"].mean()}
+    if "enhanced_perplexity" in history:
+        ratio = history["enhanced_perplexity"] / history["anchor_perplexity"]
+        smooth = ratio.rolling(5).mean()
+        found |= {
+            "perplexity_ratio": smooth.iloc[-1],
+            "least_perplexity_ratio": smooth.min(),
+            "nearest": last["nearest"].mean(),
+        }
+    if "gradient_ratio" in history:
+        found["gradient_ratio"] = history["gradient_ratio"].median()
+    return found
+
+
+# Results ----------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [each for each in found if "error" not in each]
+
+
+def key_of(each: dict) -> tuple:
+    return each["study"], each["arm"], each["seed"]
+
+
+def tables(results: list[dict], out: Path) -> None:
+    """Means over the seeds, and their standard deviations in the file."""
+    rows = []
+    for each in results:
+        row = {
+            "study": each["study"],
+            "arm": each["arm"],
+            "PER": each.get("phone_error_rate"),
+            "best layer": max(each["probes"][2:]),
+            "input": each["probes"][0],
+            "G": each.get("G"),
+            "F": each.get("F"),
+            "ratio": each.get("perplexity_ratio"),
+            "least ratio": each.get("least_perplexity_ratio"),
+            "gradient ratio": each.get("gradient_ratio"),
+            "nearest": each.get("nearest"),
+        }
+        for kind in ("anchor", "enhanced"):
+            for measure in ("perplexity", "information", "accuracy"):
+                row[f"{kind} {measure}"] = each[kind][measure]
+        rows.append(row)
+    groups = pd.DataFrame(rows).groupby(["study", "arm"], sort=False)
+    table = groups.mean()
+    table.insert(0, "seeds", groups.size())
+    table.to_csv(out / "means.csv")
+    groups.std().to_csv(out / "deviations.csv")
+    for study, part in table.groupby("study", sort=False):
+        print(f"\n{study}\n{part.droplevel(0).to_string(float_format='{:.3f}'.format)}")
+
+
+if __name__ == "__main__":
+    main()

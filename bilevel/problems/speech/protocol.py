@@ -1,0 +1,171 @@
+"""The protocol of the experiments: pretrain without labels, fine-tune on a few, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bilevel.callbacks import Callback
+from bilevel.distributed import world_size
+from bilevel.problems.speech.losses import PretrainingLosses
+from bilevel.problems.speech.measures import ErrorCounts, phone_errors, word_errors
+from bilevel.problems.speech.model import SpeechModel
+from bilevel.problems.speech.options import SpeechOptions
+from bilevel.problems.speech.pretraining import PretrainingOptions, pretrain
+from bilevel.problems.speech.recognition import (
+    FineTuningOptions,
+    Recogniser,
+    Transcript,
+    Vocabulary,
+    finetune,
+    transcribe,
+)
+from bilevel.problems.speech.representation import Representation, representation
+from bilevel.problems.speech.sources import SpeechSource
+
+#: What alignments call pauses; no recogniser is asked for them.
+SILENCES = ("sil",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Budgets of an arm.
+
+    Parameters
+    ----------
+    pretraining
+        Steps and rates.
+    finetuning, finetuning_steps
+        Rates, and steps.
+    compile
+        Whether to compile the encoder's layers with ``torch.compile`` for pretraining.
+    """
+
+    pretraining: PretrainingOptions
+    finetuning: FineTuningOptions = field(default_factory=FineTuningOptions)
+    finetuning_steps: int = 300
+    compile: bool = False
+
+    def pretrain(
+        self,
+        source: SpeechSource,
+        options: SpeechOptions,
+        method: str,
+        seed: int,
+        *,
+        teacher: SpeechModel | None = None,
+        device: torch.device | str = "cpu",
+        callbacks: Sequence[Callback] = (),
+        log_every: int | None = None,
+        progress: bool | None = None,
+        resume: str | Path | None = None,
+    ) -> Pretrained:
+        """A model pretrained by a method, or, for ``"scratch"``, as it begins."""
+        torch.manual_seed(seed)
+        model = SpeechModel(options).to(device)
+        history, seconds = pd.DataFrame(), 0.0
+        if method != "scratch":
+            if self.compile:
+                model.encoder.compile_layers()
+            losses = PretrainingLosses(model, method, teacher)
+            solution = pretrain(
+                losses,
+                source.pretraining(seed),
+                self.pretraining,
+                wrapper=_wrapped(losses),
+                callbacks=callbacks,
+                log_every=log_every,
+                progress=progress,
+                resume=resume,
+            )
+            history, seconds = solution.history, solution.seconds
+        model.eval()
+        model.calibrate(source.sampled())
+        return Pretrained(model, history, seconds)
+
+    def represent(self, source: SpeechSource, model: SpeechModel) -> Representation:
+        """What the model's layers and labels say about the phones of the test voices."""
+        return representation(model, source.sampled(), source.tested())
+
+    def recognise(
+        self,
+        source: SpeechSource,
+        encoder: nn.Module,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        progress: bool | None = None,
+        **checkpoints: Any,
+    ) -> Recognised:
+        """What the test voices say, after fine-tuning the encoder in place.
+
+        In phones where the utterances are aligned with them, otherwise in characters.
+        """
+        torch.manual_seed(seed)
+        began = time.perf_counter()
+        recogniser = Recogniser(encoder, vocabulary_of(source)).to(device)
+        tuned = finetune(
+            recogniser,
+            source.labelled(seed),
+            steps=self.finetuning_steps,
+            options=self.finetuning,
+            progress=progress,
+            **checkpoints,
+        )
+        transcripts = sorted(transcribe(recogniser, source.tested()), key=lambda each: each.id)
+        return Recognised(recogniser, tuned.history, transcripts, time.perf_counter() - began)
+
+
+def vocabulary_of(source: SpeechSource) -> Vocabulary:
+    """The phones of a source's aligned utterances, or else the characters of its texts."""
+    utterances = source.transcribed
+    if all(each.phones for each in utterances):
+        return Vocabulary.of_phones(utterances, skipped=SILENCES)
+    return Vocabulary.of_texts(each.text or "" for each in utterances)
+
+
+def _wrapped(losses: PretrainingLosses) -> nn.Module | None:
+    if world_size() == 1:
+        return None
+    device = losses.model.device
+    return DistributedDataParallel(
+        losses,
+        device_ids=None if device.type == "cpu" else [device],
+        broadcast_buffers=False,  # all frozen, and alike from the start
+    )
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained, calibrated model, its history, and how long it took."""
+
+    model: SpeechModel
+    history: pd.DataFrame
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A fine-tuned recogniser, its history, what it heard, and how long all of it took."""
+
+    recogniser: Recogniser
+    history: pd.DataFrame
+    transcripts: list[Transcript]
+    seconds: float
+
+    @property
+    def errors(self) -> ErrorCounts:
+        """Errors by utterance, in phones or in words."""
+        count = phone_errors if self.recogniser.vocabulary.kind == "phones" else word_errors
+        return count(
+            [each.reference for each in self.transcripts],
+            [each.hypothesis for each in self.transcripts],
+        )
