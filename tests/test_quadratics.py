@@ -60,6 +60,15 @@ def test_penalty_hypergradient_tends_to_the_implicit_one_like_one_over_the_penal
         assert errors[2] == pytest.approx(errors[0] / 100, rel=0.3)
 
 
+def test_a_path_where_more_constraints_meet_than_y_has_entries_ends_in_a_verified_point():
+    instance = random_quadratic(3739, 5, 1, 6)
+    zero = torch.zeros(5, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    solution = BLOCC().solve(instance.problem, *zero)
+    assert solution.constraint_violation < 1e-9
+    assert abs(solution.lower_gap) < 1e-9
+    assert solution.upper_value < float(instance.problem.upper_value(*zero))
+
+
 @pytest.mark.parametrize("constraints", [0, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_quasi_newton_and_sqp_agree(seed, constraints):

@@ -20,12 +20,18 @@ _GRADIENT_FLOOR = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """Optimality residuals as in :class:`~bilevel.newton.Answer`, with every row's violation."""
+    """Optimality residuals as in :class:`~bilevel.newton.Answer`, by row where rows have them."""
 
     bound_mu: Array
     stationarity: float
     violations: Array
-    complementarity: float
+    distances: Array
+    products: Array
+
+    @property
+    def complementarity(self) -> float:
+        """The largest product of a row and its multiplier's distance from where that row is due."""
+        return largest(self.products)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +196,14 @@ class RowProgram:
         )
 
     def error(self, residuals: Residuals, scales: Scales) -> float:
-        """The largest residual relative to its scale; violating an elastic row is no error."""
+        """The largest residual relative to its scale; violating an elastic row is no error.
+
+        Nor is any multiplier of a row that is all but zero, however large that makes the product.
+        """
+        products = residuals.products / (scales.gradient * scales.reach)
         return max(
             residuals.stationarity / scales.gradient,
-            residuals.complementarity / (scales.gradient * scales.reach),
+            largest(np.minimum(products, residuals.distances / scales.rows)),
             0.0 if self.elastic else infeasibility(residuals, scales),
         )
 
@@ -220,12 +230,15 @@ class RowProgram:
             bound_mu += (z <= self._near_lower) * np.maximum(reduced, 0.0)
             bound_mu += (z >= self._near_upper) * np.minimum(reduced, 0.0)
             reduced -= bound_mu
+        distances = np.abs(rows)
         if self.elastic:
             products = (self.dual_upper - multipliers) * np.maximum(rows, 0.0)
             products += (multipliers - self.dual_lower) * np.maximum(-rows, 0.0)
         else:
-            products = multipliers[: self.inequalities] * rows[: self.inequalities]
-        return Residuals(bound_mu, largest(reduced), self.violations(rows), largest(products))
+            products = np.abs(multipliers) * distances
+            products[self.inequalities :] = 0.0
+        violations = self.violations(rows)
+        return Residuals(bound_mu, largest(reduced), violations, distances, products)
 
 
 def infeasibility(residuals: Residuals, scales: Scales) -> float:

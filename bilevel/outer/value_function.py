@@ -15,6 +15,10 @@ from bilevel.problem import BilevelProblem
 from bilevel.responses.exact import Exact
 from bilevel.state import State, Track
 
+#: Relative residual that a relaxed response has to reach, usually by far: where more constraints
+#: meet than y has entries, as at the edge of the feasible x, their order is lost in rounding.
+_RELAXED_TOLERANCE = 1e-8
+
 
 @dataclass(frozen=True)
 class Value:
@@ -57,7 +61,8 @@ class ValueFunction:
         self.state = state
         self.evaluation = Evaluation(problem, state)
         self.elastic = elastic
-        self.response = state.response if elastic is None else Exact(elastic=elastic)
+        relaxed = Exact(elastic=elastic, tolerance=_RELAXED_TOLERANCE)
+        self.response = state.response if elastic is None else relaxed
         self._last: tuple[bytes, Value] | None = None
 
     def __call__(self) -> Value:
