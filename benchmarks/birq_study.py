@@ -12,6 +12,7 @@ results.jsonl as they come, and a run that finds its result there does not repea
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bilevel.problems.speech import PRESETS, PretrainingOptions
+from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions
 from bilevel.problems.speech.protocol import Protocol
 from bilevel.problems.speech.recognition import FineTuningOptions
 from bilevel.problems.speech.sources import StoredSpeech
@@ -101,7 +102,8 @@ def main() -> None:
         {"study": study, "arm": arm, "seed": seed}
         for study in args.study
         for seed in range(args.seeds)
-        for arm in args.arms or STUDIES[study]
+        for arm in STUDIES[study]
+        if args.arms is None or arm in args.arms
     ]
     jobs = [job for job in jobs if key_of(job) not in done]
     began = time.perf_counter()
@@ -129,7 +131,11 @@ def parse_arguments() -> argparse.Namespace:
     option("--lr", type=float, default=3e-3, help="default: %(default)s")
     option("--batch", type=int, default=16, help="crops a step (default: %(default)s)")
     option("--crop", type=int, default=160, help="feature frames of each (default: %(default)s)")
+    option("--mask", type=float, nargs=2, metavar=("P", "SPAN"),
+           help="probability and frames of a masked span, where not the preset's")  # fmt: skip
     option("--finetuning-steps", type=int, default=300, help="0: leave it out")
+    option("--encoder-lr", type=float, nargs="+", default=[1e-3, 3e-4],
+           help="rates of fine-tuning, one after another (default: 0.001 0.0003)")  # fmt: skip
     option("--labelled-minutes", type=float, default=5.0)
     option("--minutes", type=float, default=30.0, help="of speech without labels")
     option("--corpus-seed", type=int, default=0)
@@ -193,6 +199,9 @@ def run(args: argparse.Namespace, job: dict) -> dict:
         changes["layer"] = max(1, round(arm["layer"] * options.encoder.layers))
     labels = dataclasses.replace(options.labels, **changes)
     options = dataclasses.replace(options, labels=labels)
+    if args.mask:
+        mask = MaskOptions(probability=args.mask[0], span=int(args.mask[1]))
+        options = dataclasses.replace(options, mask=mask)
     # BiRQ's step passes k of K layers once more; the same compute buys BEST-RQ more steps.
     steps = round(args.steps * (1 + share / 3)) if "compute" in arm else args.steps
     protocol = Protocol(
@@ -202,8 +211,6 @@ def run(args: argparse.Namespace, job: dict) -> dict:
             autocast=torch.bfloat16 if args.bf16 else None,
             **arm.get("pretraining", {}),
         ),
-        finetuning=FineTuningOptions(head_lr=3e-3, encoder_lr=1e-3),
-        finetuning_steps=max(1, args.finetuning_steps),
     )
     common = {"device": args.device, "log_every": 50, "progress": False}
     teacher = None
@@ -223,12 +230,17 @@ def run(args: argparse.Namespace, job: dict) -> dict:
     }
     if method != "scratch":
         result |= along_the_run(found.history)
-    if args.finetuning_steps:
-        errors = protocol.recognise(
-            _SOURCE, found.model.encoder, seed, device=args.device, progress=False
-        ).errors
-        result["phone_error_rate"] = errors.rate().value
-        result["errors"], result["lengths"] = errors.errors.tolist(), errors.lengths.tolist()
+    for rate in args.encoder_lr if args.finetuning_steps else ():
+        tuned = dataclasses.replace(
+            protocol,
+            finetuning=FineTuningOptions(head_lr=3e-3, encoder_lr=rate),
+            finetuning_steps=args.finetuning_steps,
+        )
+        encoder = copy.deepcopy(found.model.encoder)
+        heard = tuned.recognise(_SOURCE, encoder, seed, device=args.device, progress=False)
+        result[f"phone error rate, encoder rate {rate:g}"] = heard.errors.rate().value
+        result[f"errors, encoder rate {rate:g}"] = heard.errors.errors.tolist()
+        result["lengths"] = heard.errors.lengths.tolist()
     return {**result, "seconds": time.perf_counter() - began}
 
 
@@ -265,12 +277,18 @@ def key_of(each: dict) -> tuple:
 
 def tables(results: list[dict], out: Path) -> None:
     """Means over the seeds, and their standard deviations in the file."""
+    if not results:
+        return
     rows = []
     for each in results:
         row = {
             "study": each["study"],
             "arm": each["arm"],
-            "PER": each.get("phone_error_rate"),
+            **{
+                name.replace("phone error rate, encoder rate", "PER"): value
+                for name, value in each.items()
+                if name.startswith("phone error rate")
+            },
             "best layer": max(each["probes"][2:]),
             "input": each["probes"][0],
             "G": each.get("G"),

@@ -88,13 +88,6 @@ class TestScores:
         assert found == pytest.approx(KENLM[sentence][:4], abs=1e-5)
         assert model.perplexity([words]) == pytest.approx(KENLM[sentence][4], rel=1e-5)
 
-    @pytest.mark.parametrize("sentence", KENLM)
-    def test_are_those_of_an_installed_kenlm(self, tmp_path: Path, sentence: str) -> None:
-        kenlm = pytest.importorskip("kenlm")
-        path = write(tmp_path)
-        found = read_arpa(path).score(sentence.split())
-        assert found == pytest.approx(kenlm.Model(str(path)).score(sentence), abs=1e-5)
-
     def test_the_perplexity_of_a_text_weighs_its_sentences_by_their_words(
         self, model: NGramModel
     ) -> None:

@@ -26,7 +26,6 @@ from bilevel.problems.speech.measures import (
     probe_layers,
 )
 
-
 PHONES = (Phone("s", 0.0, 0.1), Phone("ah", 0.1, 0.16), Phone("t", 0.2, 0.3))
 INDEX = {"ah": 0, "s": 1, "t": 2}
 
@@ -190,8 +189,11 @@ def test_figures_show_what_they_are_given() -> None:
     _, (left, right) = plt.subplots(1, 2)
     plot_probes(left, {"BiRQ": [Estimate(0.2, 0.1, 0.3), Estimate(0.4, 0.35, 0.5)]})
     line = left.lines[0]
-    assert line.get_xdata().tolist() == [1, 2]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "2"]
     assert line.get_ydata().tolist() == pytest.approx([20.0, 40.0])
+    plot_probes(right, {"BiRQ": [Estimate(0.2, 0.1, 0.3)]}, ["input"])
+    assert [label.get_text() for label in right.get_xticklabels()] == ["input"]
+    right.clear()
     history = pd.DataFrame({"step": [1, 2, 3], "anchor": [100.0, np.nan, 120.0]})
     plot_perplexities(right, history, {"anchor": "anchor codes"})
     assert right.lines[0].get_xdata().tolist() == [1, 3]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bilevel.problems.speech.measures.bootstrap import Estimate
+from bilevel.problems.speech.measures.bootstrap import Array, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,13 +43,25 @@ def plot_error_rates(axes: Axes, rates: Mapping[str, Estimate], label: str) -> N
     axes.set_axisbelow(True)
 
 
-def plot_probes(axes: Axes, accuracies: Mapping[str, Sequence[Estimate]]) -> None:
-    """Accuracy of the probes by layer, 1 first, a line for each model."""
-    deepest = 0
-    for name, layers in accuracies.items():
-        values, below, above = _bars(layers)
+def plot_probes(
+    axes: Axes, accuracies: Mapping[str, Sequence[Estimate]], layers: Sequence[str] | None = None
+) -> None:
+    """Accuracy of the probes by layer, in percent, a line for each model.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    accuracies
+        By the models' names.
+    layers
+        The layers' names; 1, 2, ... where not given.
+    """
+    deepest = max(len(estimates) for estimates in accuracies.values())
+    for name, estimates in accuracies.items():
+        values, below, above = _bars(estimates)
         axes.errorbar(
-            np.arange(1, len(layers) + 1),
+            np.arange(len(estimates)),
             100 * values,
             yerr=100 * np.stack([below, above]),
             marker="o",
@@ -57,8 +69,7 @@ def plot_probes(axes: Axes, accuracies: Mapping[str, Sequence[Estimate]]) -> Non
             capsize=3,
             label=name,
         )
-        deepest = max(deepest, len(layers))
-    axes.set_xticks(range(1, deepest + 1))
+    axes.set_xticks(range(deepest), layers or [str(layer + 1) for layer in range(deepest)])
     axes.set_xlabel("layer")
     axes.set_ylabel("frame phone accuracy / %")
     axes.grid(alpha=0.3)
@@ -87,7 +98,7 @@ def plot_perplexities(axes: Axes, history: pd.DataFrame, columns: Mapping[str, s
     axes.legend()
 
 
-def _bars(estimates: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bars(estimates: Sequence[Estimate]) -> tuple[Array, Array, Array]:
     """Values, and the parts of their intervals below and above; none is negative."""
     rows = np.array([[each.value, each.low, each.high] for each in estimates])
     values, low, high = rows.T
