@@ -65,6 +65,11 @@ def test_training_lowers_g_below_the_entropy_of_its_labels():
     assert history["lower"].iloc[-3:].mean() < math.log(history["anchor_perplexity"].mean()) - 0.5
 
 
+def test_the_history_counts_the_encoder_frames_seen():
+    _, solution = run(PretrainingOptions(steps=4), log_every=1)
+    assert solution.history["frames"].tolist() == [6 * 24 * step for step in (1, 2, 3, 4)]
+
+
 def test_with_a_head_of_its_own_f_falls_too():
     options = PretrainingOptions(steps=100, lr=5e-3)
     solution = run(options, labels={"prediction_heads": 2}, log_every=10)[1]

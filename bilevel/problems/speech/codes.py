@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel.callbacks import Callback, Record
-from bilevel.distributed import mean_values
+from bilevel.distributed import mean_values, world_size
 from bilevel.errors import BilevelError, OptionError
 from bilevel.problems.speech.labels import Labels
 
@@ -58,10 +58,13 @@ class CodeStatistics:
         share of frames whose enhanced label is the nearest code, so not the noise's choice.
     gradient_ratio
         norm of F's gradient through the labels over the norm of all the rest, at layer k.
+    frames
+        encoder frames that this process has seen, masked or not.
     """
 
     def __init__(self, codes: int) -> None:
         self.codes = codes
+        self.frames = 0
         self.anchor_perplexity = Mean()
         self.enhanced_perplexity = Mean()
         self.agreement = Mean()
@@ -78,9 +81,11 @@ class CodeStatistics:
             self.nearest.add((enhanced.codes == enhanced.nearest).float().mean())
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading, by name; those of nothing are left out."""
+        """The means and frames since the last reading, by name; means of nothing are left out."""
         named = {name: mean for name, mean in vars(self).items() if isinstance(mean, Mean)}
-        return {name: mean.read() for name, mean in named.items() if mean.count}
+        found = {name: mean.read() for name, mean in named.items() if mean.count}
+        found["frames"], self.frames = float(self.frames), 0
+        return found
 
 
 def perplexity(codes: Tensor, size: int) -> Tensor:
@@ -136,7 +141,9 @@ class CodeMonitor(Callback):
 
     def on_log(self, run: Run, record: Record) -> bool | None:
         """Complete the record and judge the last ``window`` steps."""
-        record.update(mean_values(self.statistics.read()))
+        found = mean_values(self.statistics.read())
+        before = run.records[-2]["frames"] if len(run.records) > 1 else 0.0
+        record.update(found, frames=before + world_size() * found["frames"])
         recent = [each for each in run.records if each["step"] > record["step"] - self.window]
         if record["step"] < self.window or "enhanced_perplexity" not in record:
             return None

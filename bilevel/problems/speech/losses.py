@@ -70,6 +70,7 @@ class PretrainingLosses(nn.Module):
         model, options = self.model, self.model.options
         with torch.no_grad():
             inputs = model.inputs(batch)
+            self.statistics.frames += int(inputs.lengths.sum())
             noise = KeyedNoise(inputs.keys, inputs.features.device)
             mask = draw_mask(options.mask, inputs.lengths, noise)
             masked = apply_mask(inputs.features, mask, options.mask, noise)
