@@ -17,7 +17,9 @@ class BatchStream:
     """Batches of a re-iterable loader, epoch after epoch.
 
     The state holds the epoch, the position in it, and the random state with which the epoch began,
-    so that a restored stream goes on with the batch that would have come next.
+    so that a restored stream goes on with the batch that would have come next. A loader with a
+    method ``skip(count)``, after which its next pass begins ``count`` batches in, is spared making
+    those that were drawn before.
 
     Attributes
     ----------
@@ -108,6 +110,12 @@ class BatchStream:
         set_random_state(found)
 
     def _skip(self, count: int) -> None:
+        skip = getattr(self.loader, "skip", None)
+        if skip is not None:
+            skip(count)
+            self._iterator = iter(self.loader)
+            self.position = count
+            return
         while self.position < count:
             if not self._advance():
                 raise CheckpointError(

@@ -2,10 +2,12 @@
 
 from bilevel.problems.speech.data.audio import AudioError, read_audio
 from bilevel.problems.speech.data.batches import SpeechBatch, SpeechBatches
+from bilevel.problems.speech.data.corpus import FORMATS, read_corpus
 from bilevel.problems.speech.data.espeak import SpeechCorpus, espeak_corpus
 from bilevel.problems.speech.data.records import Phone, Utterance
 
 __all__ = [
+    "FORMATS",
     "AudioError",
     "Phone",
     "SpeechBatch",
@@ -14,4 +16,5 @@ __all__ = [
     "Utterance",
     "espeak_corpus",
     "read_audio",
+    "read_corpus",
 ]

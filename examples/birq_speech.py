@@ -1,0 +1,345 @@
+"""Pretrain a speech encoder without labels, fine-tune it on minutes of them, count its errors.
+
+Four ways to begin, side by side:
+
+  scratch   no pretraining
+  best-rq   labels from the features alone: a frozen random projection, quantised (arXiv:2202.01855)
+  birq      those, and labels from the encoder's own layer k, as a simple bilevel problem: among the
+            encoders that predict the first best, the one that predicts the second best
+            (arXiv:2509.15430)
+  relabel   labels from layer k of a finished best-rq encoder, as HuBERT has them
+
+By default the speech is espeak-ng's: many voices read sentences of Python's documentation, and
+those of the test set are heard nowhere else. For your own, name folders or manifests: LibriSpeech
+and AMI trees, YODAS shards, NeMo, SpeechBrain and Lhotse manifests, or any folder of audio.
+
+    python examples/birq_speech.py
+    python examples/birq_speech.py --preset c2 --data train-960 --labelled train-clean-100 \\
+        --test test-other --steps 400000 --batch-seconds 800 --lr 1e-4 --bf16 --compile
+    torchrun --nproc-per-node=8 examples/birq_speech.py ... (the same)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from output import write_configuration, write_json
+
+from bilevel.callbacks import Checkpoint, TensorBoard
+from bilevel.distributed import rank
+from bilevel.errors import BilevelError, OptionError
+from bilevel.extras import require
+from bilevel.problems.speech import PRESETS, PretrainingOptions, SpeechModel, SpeechOptions
+from bilevel.problems.speech.data import espeak_corpus, read_corpus
+from bilevel.problems.speech.options import NORMALISATIONS, TARGET_GRADIENTS
+from bilevel.problems.speech.protocol import Pretrained, Protocol
+from bilevel.problems.speech.recognition import FineTuningOptions, Recogniser
+from bilevel.problems.speech.sources import SpeechSource, StoredSpeech, StreamedSpeech
+
+ALL_METHODS = ("scratch", "best-rq", "birq", "relabel")
+STAGES = ("pretrain", "finetune", "all")
+QUICK = {"steps": 30, "finetuning_steps": 30, "minutes": 2.0, "labelled_minutes": 1.0,
+         "test_utterances": 24, "seeds": 1}  # fmt: skip
+
+
+def main() -> None:
+    args = parse_arguments()
+    began = time.perf_counter()
+    try:
+        require("matplotlib", "plot")
+        start_processes(args)
+        options, source = model_options(args), read_source(args)
+        if rank() == 0:
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_configuration(args.out, args)
+        for seed in range(args.seed, args.seed + args.seeds):
+            for method in args.method:
+                run_arm(args, options, source, method, seed)
+    except BilevelError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if rank() == 0 and args.stage != "pretrain":
+        report(args, source)
+        print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("the speech").add_argument
+    data("--data", default="espeak", help="espeak (default), or speech to pretrain on")
+    data("--labelled", type=Path, help="speech with transcripts to fine-tune on")
+    data("--test", type=Path, help="speech with transcripts to be recognised")
+    data("--format", default="auto", help="of these corpora (default: recognised)")
+    data("--minutes", type=float, default=20.0,
+         help="espeak: of speech without labels (default: %(default)s)")  # fmt: skip
+    data("--labelled-minutes", type=float, default=5.0, help="espeak: with labels (default: 5)")
+    data("--test-utterances", type=int, default=150, help="espeak: to test on (default: 150)")
+
+    what = parser.add_argument_group("what is trained").add_argument
+    what("--method", choices=ALL_METHODS, nargs="+", default=list(ALL_METHODS),
+         help="default: all four")  # fmt: skip
+    what("--stage", choices=STAGES, default="all",
+         help="finetune takes the pretrained models that --out holds (default: all)")  # fmt: skip
+    what("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
+    what("--seed", type=int, default=0, help="of weights, quantisers and batches (default: 0)")
+    what("--seeds", type=int, default=1, help="how many, from --seed on (default: 1)")
+
+    label = parser.add_argument_group("the labels; defaults are the preset's").add_argument
+    label("--layer", type=int, help="k: the enhanced labels come from this layer")
+    label("--codes", type=int, help="codes of the codebook")
+    label("--codebooks", type=int, help="number of codebooks")
+    label("--prediction-heads", type=int, help="1: one softmax for both labels; 2: one each")
+    label("--logit-scale", type=float, help="of the cosines, against the Gumbel noise")
+    label("--normalisation", choices=NORMALISATIONS, help="of the vectors that are quantised")
+    label("--target-gradient", choices=TARGET_GRADIENTS,
+          help="through the enhanced labels; full is the paper's Algorithm 1")  # fmt: skip
+    label("--penalty", type=float, default=24.0, help="w2 / w1 (default: %(default)s)")
+    label("--anchor-share", type=float, default=0.0,
+          help="first share of the steps, for the anchor labels alone (default: 0)")  # fmt: skip
+
+    train = parser.add_argument_group("how").add_argument
+    train("--steps", type=int, default=700, help="of pretraining (default: %(default)s)")
+    train("--lr", type=float, default=3e-3, help="of pretraining, its peak (default: %(default)s)")
+    train("--batch", type=int, default=16, help="espeak: crops a step (default: %(default)s)")
+    train("--batch-seconds", type=float, default=120.0,
+          help="of audio a step, of all processes, for other corpora (default: 120)")  # fmt: skip
+    train("--accumulate", type=int, default=1, help="batches a step (default: 1)")
+    train("--finetuning-steps", type=int, default=300, help="default: %(default)s")
+    train("--encoder-lr", type=float, default=1e-3, help="of fine-tuning (default: %(default)s)")
+    train("--head-lr", type=float, default=3e-3, help="of the new output layer (default: 0.003)")
+    train("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    train("--bf16", action="store_true", help="mixed precision")
+    train("--compile", action="store_true", help="compile the encoder's layers")
+    train("--workers", type=int, default=4, help="threads that read audio (default: 4)")
+    train("--checkpoint-every", type=int, default=500, help="steps (default: 500)")
+    train("--tensorboard", action="store_true", help="write logs for TensorBoard")
+    train("--resume", action="store_true", help="go on where the last run in --out stood")
+    train("--quick", action="store_true", help="a few steps on a small corpus: under a minute")
+    train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(QUICK)
+    if (args.data == "espeak") != (args.labelled is None and args.test is None):
+        parser.error("--labelled and --test go with --data FOLDER, and it needs both")
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least 1 is needed")
+    return args
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Join the process group where torchrun started several; choose the device."""
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
+        if args.device == "cuda":
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        if args.data == "espeak":
+            raise OptionError("the espeak-ng corpus is small: train on it in one process")
+
+
+def model_options(args: argparse.Namespace) -> SpeechOptions:
+    options = PRESETS[args.preset]
+    names = ("layer", "codes", "codebooks", "prediction_heads", "logit_scale", "normalisation",
+             "target_gradient")  # fmt: skip
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(options, labels=dataclasses.replace(options.labels, **given))
+
+
+def read_source(args: argparse.Namespace) -> SpeechSource:
+    if args.data == "espeak":
+        corpus = espeak_corpus(
+            train_minutes=args.minutes,
+            labelled_minutes=args.labelled_minutes,
+            test_utterances=args.test_utterances,
+        )
+        source = dataclasses.replace(StoredSpeech.read(corpus), batch_size=args.batch)
+        return source.to(args.device)
+    train, labelled, test = (
+        read_corpus(Path(place), format=args.format)
+        for place in (args.data, args.labelled, args.test)
+    )
+    return StreamedSpeech(
+        train, labelled, test, torch.device(args.device), args.batch_seconds, workers=args.workers
+    )
+
+
+# Arms -------------------------------------------------------------------------------------------
+
+
+def run_arm(
+    args: argparse.Namespace, options: SpeechOptions, source: SpeechSource, method: str, seed: int
+) -> None:
+    """Pretrain, fine-tune and measure, or leave out what an interrupted run finished."""
+    folder = args.out / f"{method}-seed{seed}"
+    result = folder / "result.json"
+    if args.resume and result.is_file():
+        return
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"== {method}, seed {seed}", flush=True)
+    options = dataclasses.replace(options, labels=dataclasses.replace(options.labels, seed=seed))
+    protocol = Protocol(
+        pretraining=PretrainingOptions(
+            steps=args.steps, lr=args.lr, penalty=args.penalty, anchor_share=args.anchor_share,
+            accumulate=args.accumulate, autocast=torch.bfloat16 if args.bf16 else None,
+        ),
+        finetuning=FineTuningOptions(
+            head_lr=args.head_lr, encoder_lr=args.encoder_lr,
+            precision=torch.bfloat16 if args.bf16 else None,
+        ),
+        finetuning_steps=args.finetuning_steps,
+        compile=args.compile,
+    )  # fmt: skip
+    pretrained = pretrain(args, protocol, options, source, method, seed, folder)
+    if args.stage == "pretrain":
+        return
+    numbers = measure(args, protocol, source, pretrained, method, seed, folder)
+    if rank() == 0:
+        write_json(result, numbers)
+
+
+def pretrain(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    options: SpeechOptions,
+    source: SpeechSource,
+    method: str,
+    seed: int,
+    folder: Path,
+) -> Pretrained:
+    """The arm's pretrained model: trained now, or read where that was done before."""
+    saved, table = folder / "pretrained", folder / "history.csv"
+    if (args.stage == "finetune" or args.resume) and (saved / "config.json").is_file():
+        history = pd.read_csv(table) if table.is_file() else pd.DataFrame()
+        seconds = float(history["seconds"].iloc[-1]) if len(history) else 0.0
+        return Pretrained(SpeechModel.from_pretrained(saved).to(args.device), history, seconds)
+    if args.stage == "finetune":
+        raise OptionError(f"no pretrained model in {saved}: run --stage pretrain first")
+    teacher = None
+    if method == "relabel":
+        teacher = pretrain(
+            args, protocol, options, source, "best-rq", seed, args.out / f"best-rq-seed{seed}"
+        ).model
+    checkpoint = folder / "pretraining.pt"
+    callbacks = [Checkpoint(checkpoint, every=args.checkpoint_every)]
+    if args.tensorboard:
+        callbacks.append(TensorBoard(folder / "tensorboard"))
+    found = protocol.pretrain(
+        source, options, method, seed,
+        teacher=teacher, device=args.device, callbacks=callbacks,
+        log_every=max(1, args.steps // 100),
+        resume=checkpoint if args.resume and checkpoint.is_file() else None,
+    )  # fmt: skip
+    if rank() == 0:
+        found.model.save_pretrained(saved)
+        if len(found.history):
+            found.history.assign(method=method, seed=seed).to_csv(table, index=False)
+    return found
+
+
+def measure(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    source: SpeechSource,
+    pretrained: Pretrained,
+    method: str,
+    seed: int,
+    folder: Path,
+) -> dict:
+    aligned = all(each.phones for each in source.transcribed)
+    found = protocol.represent(source, pretrained.model) if aligned else None
+    checkpoint = folder / "finetuning.pt"
+    heard = protocol.recognise(
+        source, pretrained.model.encoder, seed, device=args.device,
+        checkpoint=checkpoint, checkpoint_every=args.checkpoint_every,
+        resume=checkpoint if args.resume and checkpoint.is_file() else None,
+    )  # fmt: skip
+    rate = heard.errors.rate()
+    if rank() == 0:
+        save_recogniser(heard.recogniser, folder)
+        heard.history.to_csv(folder / "finetuning.csv", index=False)
+        pd.DataFrame([dataclasses.asdict(each) for each in heard.transcripts]).to_csv(
+            folder / "transcripts.csv", index=False
+        )
+    return {
+        "method": method,
+        "seed": seed,
+        "error_rate": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+        "unit": "phone" if heard.recogniser.vocabulary.kind == "phones" else "word",
+        "probes": [each.value for each in found.probes] if found else [],
+        "anchor": dataclasses.asdict(found.anchor) if found else None,
+        "enhanced": dataclasses.asdict(found.enhanced) if found else None,
+        "steps": int(pretrained.history["step"].iloc[-1]) if len(pretrained.history) else 0,
+        "frames": int(pretrained.history["frames"].iloc[-1]) if len(pretrained.history) else 0,
+        "pretraining_seconds": pretrained.seconds,
+        "finetuning_seconds": heard.seconds,
+        "peak_memory_bytes": peak_memory(args.device),
+    }
+
+
+def save_recogniser(recogniser: Recogniser, folder: Path) -> None:
+    safetensors = require("safetensors.torch", "speech")
+    weights = {name: value.contiguous() for name, value in recogniser.state_dict().items()}
+    safetensors.save_file(weights, folder / "recogniser.safetensors")
+    recogniser.vocabulary.save(folder / "vocabulary.json")
+
+
+def peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# Report -----------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace, source: SpeechSource) -> None:
+    """Table, figures and summary of every arm that --out holds a result of."""
+    from speech_report import draw, table
+
+    methods: dict[str, list[dict]] = {}
+    histories = []
+    for method in ALL_METHODS:
+        for folder in sorted(args.out.glob(f"{method}-seed*")):
+            if (folder / "result.json").is_file():
+                methods.setdefault(method, []).append(
+                    json.loads((folder / "result.json").read_text())
+                )
+            if (folder / "history.csv").is_file():
+                histories.append(pd.read_csv(folder / "history.csv"))
+    summary = {
+        "corpus": args.data,
+        "preset": args.preset,
+        "device": args.device,
+        "unit": next(iter(methods.values()))[0]["unit"],
+        "test_utterances": sum(len(batch.utterances) for batch in source.tested()),
+        "methods": methods,
+    }
+    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
+    history.to_csv(args.out / "history.csv", index=False)
+    write_json(args.out / "summary.json", summary)
+    draw(summary, history, args.out)
+    print(table(summary))
+
+
+if __name__ == "__main__":
+    main()
