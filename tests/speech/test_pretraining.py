@@ -236,7 +236,7 @@ def test_what_is_no_saved_model_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="no weights at"):
         SpeechModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DatasetError, match="no configuration of a speech model"):
+    with pytest.raises(DatasetError, match="no configuration of a model"):
         SpeechModel.from_pretrained(tmp_path)
 
 

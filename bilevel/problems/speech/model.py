@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.errors import DatasetError, OptionError
-from bilevel.extras import require
+from bilevel.errors import OptionError
 from bilevel.problems.speech.encoder import Padding, SpeechEncoder
 from bilevel.problems.speech.inputs import FrontEnd, SpeechInputs
 from bilevel.problems.speech.masking import stack_frames
@@ -26,9 +24,15 @@ from bilevel.problems.speech.options import (
     MaskOptions,
     SpeechOptions,
 )
+from bilevel.problems.speech.pretrained import (
+    load_weights,
+    read_configuration,
+    save_model,
+    unusable,
+)
 from bilevel.problems.speech.quantizers import Codebook, NormalisedProjection, RandomProjection
 
-_WEIGHTS, _CONFIGURATION = "model.safetensors", "config.json"
+_KIND = "bilevel.problems.speech"
 
 
 class SpeechModel(nn.Module):
@@ -150,15 +154,7 @@ class SpeechModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, frozen parts included, and ``config.json``."""
-        safetensors = require("safetensors.torch", "speech")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()
-        }
-        safetensors.save_file(weights, folder / _WEIGHTS)
-        content = {"model": "bilevel.problems.speech", **dataclasses.asdict(self.options)}
-        (folder / _CONFIGURATION).write_text(json.dumps(content, indent=1) + "\n")
+        save_model(self, Path(folder), _KIND, dataclasses.asdict(self.options))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SpeechModel:
@@ -169,16 +165,18 @@ class SpeechModel(nn.Module):
         DatasetError
             A file is missing, damaged, or of another model.
         """
-        safetensors = require("safetensors.torch", "speech")
         folder = Path(folder)
-        model = cls(_read_options(folder / _CONFIGURATION))
-        path = folder / _WEIGHTS
-        if not path.is_file():
-            raise DatasetError(f"no weights at {path}: expected a folder of save_pretrained()")
+        content = read_configuration(folder, _KIND)
         try:
-            model.load_state_dict(safetensors.load_file(path))
-        except Exception as error:  # whatever the damaged bytes happen to decode to
-            raise DatasetError(f"{path} does not hold this model's weights: {error}") from error
+            options = SpeechOptions(
+                encoder=EncoderOptions(**content["encoder"]),
+                labels=LabelOptions(**content["labels"]),
+                mask=MaskOptions(**content["mask"]),
+            )
+        except (KeyError, TypeError, OptionError) as error:
+            raise unusable(folder, error) from error
+        model = cls(options)
+        load_weights(model, folder)
         return model
 
 
@@ -204,20 +202,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
-
-
-def _read_options(path: Path) -> SpeechOptions:
-    try:
-        content = json.loads(path.read_text())
-        return SpeechOptions(
-            encoder=EncoderOptions(**content["encoder"]),
-            labels=LabelOptions(**content["labels"]),
-            mask=MaskOptions(**content["mask"]),
-        )
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"no model at {path.parent}: expected a folder of save_pretrained(), which holds "
-            f"{_CONFIGURATION} and {_WEIGHTS}"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is no configuration of a speech model: {error!r}") from error

@@ -137,7 +137,7 @@ class SpeechBatches:
         self._plan(batch_seconds, min_seconds, max_seconds, buckets)
 
     def __len__(self) -> int:
-        return sum(len(self._split(bucket, size)) for bucket, size in self._buckets)
+        return len(self._order(0))
 
     def __iter__(self) -> Iterator[SpeechBatch]:
         epoch, start = self.sampler.epoch, self._start
@@ -205,23 +205,19 @@ class SpeechBatches:
             if rows:
                 self._buckets.append(((rows, float(edge)), size))
 
-    def _split(self, bucket: tuple[list[int], float], size: int) -> list[tuple[list[int], float]]:
-        rows, edge = bucket
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [(part, edge) for part in parts if len(part) >= self.world_size]
-
     def _order(self, epoch: int) -> list[tuple[list[int], float]]:
-        """The epoch's batches: rows, and the length they are padded to."""
-        if not self.shuffle:
-            return [each for bucket, size in self._buckets for each in self._split(bucket, size)][
-                ::-1
-            ]
+        """The epoch's batches: rows, and the length they are padded to.
+
+        A batch with fewer utterances than there are processes is left out.
+        """
         random = np.random.default_rng((self.seed, epoch))
         batches = []
         for (rows, edge), size in self._buckets:
-            shuffled = [rows[i] for i in random.permutation(len(rows))]
-            batches += self._split((shuffled, edge), size)
-        return [batches[i] for i in random.permutation(len(batches))]
+            if self.shuffle:
+                rows = [rows[i] for i in random.permutation(len(rows))]
+            batches += [(rows[i : i + size], edge) for i in range(0, len(rows), size)]
+        order = random.permutation(len(batches)) if self.shuffle else range(len(batches))[::-1]
+        return [batches[i] for i in order if len(batches[i][0]) >= self.world_size]
 
     # Reading -------------------------------------------------------------------------------------
 

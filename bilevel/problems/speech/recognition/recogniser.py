@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from bilevel.errors import OptionError
+from bilevel.problems.speech.encoder import SpeechEncoder
+from bilevel.problems.speech.options import EncoderOptions
+from bilevel.problems.speech.pretrained import (
+    load_weights,
+    read_configuration,
+    save_model,
+    unusable,
+)
 from bilevel.problems.speech.recognition.greedy import greedy_decode
 from bilevel.problems.speech.recognition.tokens import LabelledUtterance, Vocabulary
 
 #: From log probabilities [B, T, V] and lengths [B] to the symbols of each utterance.
 Decoder: TypeAlias = Callable[[Tensor, Tensor], list[list[int]]]
+
+_KIND = "bilevel.problems.speech.recogniser"
+_VOCABULARY = "vocabulary.json"
 
 
 class LabelledBatch(Protocol):
@@ -59,6 +73,61 @@ class Recogniser(nn.Module):
         logits = self.head(self.dropout(hidden))
         return logits.float().log_softmax(dim=-1), lengths
 
+    def recognise(
+        self, features: Tensor, frame_counts: Tensor, decoder: Decoder = greedy_decode
+    ) -> list[str]:
+        """What is said in each utterance: a text, or phones with spaces between them.
+
+        Parameters
+        ----------
+        features, frame_counts
+            [B, F, 80] and [B], on any device.
+        decoder
+            :func:`greedy_decode`, or a :class:`BeamSearch`.
+        """
+        device = self.head.weight.device
+        with torch.inference_mode(), evaluating(self):
+            outputs = self(features.to(device), frame_counts.to(device))
+        return [_text(self.vocabulary.decode(tokens)) for tokens in decoder(*outputs)]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``vocabulary.json``.
+
+        Raises
+        ------
+        OptionError
+            the encoder is not a :class:`~bilevel.problems.speech.SpeechEncoder`.
+        """
+        if not isinstance(self.encoder, SpeechEncoder):
+            raise OptionError(
+                f"the encoder is a {type(self.encoder).__name__}, whose options are not known: only"
+                " recognisers with a SpeechEncoder can be saved; keep the state_dict() of others"
+            )
+        folder = Path(folder)
+        options = dataclasses.asdict(self.encoder.options)
+        save_model(self, folder, _KIND, {"encoder": options, "dropout": self.dropout.p})
+        self.vocabulary.save(folder / _VOCABULARY)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Recogniser:
+        """Read what :meth:`save_pretrained` wrote; the recogniser is in evaluation mode.
+
+        Raises
+        ------
+        DatasetError
+            a file is missing, damaged, or of another model.
+        """
+        folder = Path(folder)
+        content = read_configuration(folder, _KIND)
+        try:
+            encoder, dropout = EncoderOptions(**content["encoder"]), float(content["dropout"])
+        except (KeyError, TypeError, ValueError, OptionError) as error:
+            raise unusable(folder, error) from error
+        vocabulary = Vocabulary.load(folder / _VOCABULARY)
+        recogniser = cls(SpeechEncoder(encoder), vocabulary, dropout)
+        load_weights(recogniser, folder)
+        return recogniser.eval()
+
 
 @dataclass(frozen=True)
 class Transcript:
@@ -77,26 +146,19 @@ def transcribe(
     Parameters
     ----------
     recogniser
-        In evaluation mode during the call, afterwards in the mode it was in.
+        Its dropout is off during the call.
     batches
         With the references.
     decoder
         :func:`greedy_decode`, or a :class:`BeamSearch`.
     """
-    device = recogniser.head.weight.device
-    training = recogniser.training
-    recogniser.eval()
     found = []
-    try:
-        for batch in batches:
-            with torch.inference_mode():
-                outputs = recogniser(batch.features.to(device), batch.frame_counts.to(device))
-            for utterance, tokens in zip(batch.utterances, decoder(*outputs), strict=True):
-                reference = recogniser.vocabulary.target(utterance)
-                texts = (_text(recogniser.vocabulary.decode(each)) for each in (reference, tokens))
-                found.append(Transcript(utterance.id, *texts))
-    finally:
-        recogniser.train(training)
+    for batch in batches:
+        heard = recogniser.recognise(batch.features, batch.frame_counts, decoder)
+        for utterance, hypothesis in zip(batch.utterances, heard, strict=True):
+            vocabulary = recogniser.vocabulary
+            reference = _text(vocabulary.decode(vocabulary.target(utterance)))
+            found.append(Transcript(utterance.id, reference, hypothesis))
     return found
 
 

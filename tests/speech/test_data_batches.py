@@ -1,0 +1,215 @@
+"""Audio, and batches of it: order, shapes, shares of processes, resuming, what is skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from bilevel.batches import BatchStream
+from bilevel.errors import DatasetError, OptionError
+from bilevel.problems.speech.data import AudioError, SpeechBatches, Utterance, read_audio
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Forty utterances of 0.4 to 2 s; the n-th has the constant-magnitude value n + 1."""
+    folder = tmp_path_factory.mktemp("audio")
+    random = np.random.default_rng(0)
+    found = []
+    for number, seconds in enumerate(random.uniform(0.4, 2.0, size=40)):
+        samples = np.full(int(seconds * RATE), (number + 1) / 64)
+        samples[1::2] *= -1
+        path = folder / f"{number}.wav"
+        soundfile.write(path, samples, RATE, subtype="FLOAT")
+        found.append(Utterance(id=str(number), path=path, duration=len(samples) / RATE))
+    return found
+
+
+def sorted_names(batches):
+    return sorted((each.id for batch in batches for each in batch.utterances), key=int)
+
+
+def names(batches):
+    return [[each.id for each in batch.utterances] for batch in batches]
+
+
+# Audio
+
+
+def test_a_part_of_a_file_is_read_alone_and_resampled(tmp_path):
+    time = np.arange(48_000) / 48_000
+    stereo = np.stack([np.sin(2 * np.pi * 100 * time), np.sin(2 * np.pi * 1000 * time)], axis=1)
+    soundfile.write(tmp_path / "a.wav", 0.5 * stereo, 48_000)
+    part = Utterance(id="a", path=tmp_path / "a.wav", offset=0.25, duration=0.5, channel=1)
+    samples = read_audio(part)
+    assert len(samples) == 8000
+    peak = np.fft.rfftfreq(8000, 1 / RATE)[np.abs(np.fft.rfft(samples)).argmax()]
+    assert peak == pytest.approx(1000, abs=2)
+    whole = read_audio(dataclasses.replace(part, offset=0.0, duration=None, channel=0))
+    assert len(whole) == 16_000
+
+
+def broken(tmp_path, kind):
+    path = tmp_path / f"{kind}.wav"
+    samples = {"silent": np.zeros(8000), "empty": np.zeros(0)}.get(kind, np.ones(8000) / 2)
+    if kind == "not finite":
+        samples[100] = np.nan
+    if kind != "missing":
+        soundfile.write(path, samples, RATE, subtype="FLOAT")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:30])
+    duration = {"too long a claim": 3.0}.get(kind)
+    return Utterance(id=kind, path=path, duration=duration, channel=int(kind == "no channel"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "missing"),
+        ("truncated", "corrupt"),
+        ("not finite", "corrupt"),
+        ("too long a claim", "corrupt"),
+        ("no channel", "corrupt"),
+        ("empty", "empty"),
+        ("silent", "silent"),
+    ],
+)
+def test_audio_that_cannot_be_used_says_why(tmp_path, kind, reason):
+    with pytest.raises(AudioError, match=kind) as caught:
+        read_audio(broken(tmp_path, kind))
+    assert caught.value.reason == reason
+
+
+# Batches
+
+
+def test_every_utterance_comes_once_an_epoch_padded_to_few_lengths(corpus):
+    batches = list(SpeechBatches(corpus, batch_seconds=6.0, buckets=4))
+    assert sorted_names(batches) == [each.id for each in corpus]
+    assert len({batch.waveforms.shape[1] for batch in batches}) <= 4
+    for batch in batches:
+        assert batch.waveforms.numel() <= 6.0 * RATE + batch.waveforms.shape[1]
+        for row, length, utterance in zip(
+            batch.waveforms, batch.lengths, batch.utterances, strict=True
+        ):
+            assert length == round(utterance.duration * RATE)
+            assert torch.all(row[:length].abs() == (int(utterance.id) + 1) / 64)
+            assert torch.count_nonzero(row[length:]) == 0
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(corpus):
+    def order(seed, epoch, **options):
+        loader = SpeechBatches(corpus, batch_seconds=6.0, seed=seed, **options)
+        loader.sampler.set_epoch(epoch)
+        return names(loader)
+
+    assert order(0, 1) == order(0, 1) == order(0, 1, workers=3)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert order(0, 1, shuffle=False) == order(5, 3, shuffle=False)
+
+
+def test_processes_together_see_the_batches_of_one(corpus):
+    alone = names(SpeechBatches(corpus, batch_seconds=6.0))
+    parts = [
+        names(SpeechBatches(corpus, batch_seconds=6.0, rank=rank, world_size=2)) for rank in (0, 1)
+    ]
+    together = [sorted(one + other) for one, other in zip(*parts, strict=True)]
+    # A last batch of a single utterance cannot be shared.
+    assert together == [sorted(each) for each in alone if len(each) > 1]
+
+
+def test_keys_follow_the_utterance_and_the_epoch(corpus):
+    def keys(epoch, **options):
+        loader = SpeechBatches(corpus, batch_seconds=6.0, **options)
+        loader.sampler.set_epoch(epoch)
+        return {u.id: key for batch in loader for u, key in zip(batch.utterances, batch.keys)}  # noqa: B905
+
+    first = keys(0)
+    assert first == keys(0, workers=2)
+    assert len(set(first.values())) == 40
+    assert set(first.values()).isdisjoint(keys(1).values())
+
+
+def test_a_stream_resumes_without_reading_what_was_drawn(corpus, monkeypatch):
+    stream = BatchStream(SpeechBatches(corpus, batch_seconds=4.0, seed=2), "batches")
+    count = len(stream.loader) + 3  # into the second epoch
+    for _ in range(count):
+        stream.next()
+    saved, expected = stream.state_dict(), stream.next()
+    other = BatchStream(SpeechBatches(corpus, batch_seconds=4.0, seed=2), "batches")
+    read = []
+    monkeypatch.setattr(
+        "bilevel.problems.speech.data.batches.read_audio",
+        lambda utterance, rate: read.append(utterance.id) or read_audio(utterance, rate),
+    )
+    other.load_state_dict(saved)
+    found = other.next()
+    assert names([found]) == names([expected])
+    assert read == names([found])[0]
+    assert len(list(other.loader)) == len(other.loader)  # the pass after begins at its beginning
+
+
+def test_crops_are_parts_of_their_utterance_and_change_with_the_epoch(tmp_path):
+    ramp = np.linspace(0.1, 0.9, 2 * RATE)
+    soundfile.write(tmp_path / "a.wav", ramp, RATE, subtype="FLOAT")
+    loader = SpeechBatches(
+        [Utterance(id="a", path=tmp_path / "a.wav")], batch_seconds=1.0, crop_seconds=0.5
+    )
+    begins = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        (batch,) = loader
+        row = batch.waveforms[0].double().numpy()
+        assert len(row) == RATE // 2
+        np.testing.assert_allclose(np.diff(row), np.diff(ramp)[0], atol=1e-6)
+        begins.append(row[0])
+    assert len(set(begins)) == 3
+
+
+def test_what_cannot_be_used_is_skipped_and_reported(corpus, tmp_path):
+    kinds = ["missing", "truncated", "silent", "too long a claim"]
+    bad = [dataclasses.replace(broken(tmp_path, kind), duration=0.5) for kind in kinds[:3]]
+    bad.append(broken(tmp_path, kinds[3]))
+    short = dataclasses.replace(corpus[0], id="short", duration=0.1)
+    long = dataclasses.replace(corpus[0], id="long", duration=99.0)
+    loader = SpeechBatches([*corpus, *bad, short, long], batch_seconds=6.0)
+    for _ in range(2):  # counted once
+        assert sorted_names(loader) == [each.id for each in corpus]
+    assert {reason: sorted(ids) for reason, ids in loader.skipped.items()} == {
+        "corrupt": ["too long a claim", "truncated"], "long": ["long"], "missing": ["missing"],
+        "short": ["short"], "silent": ["silent"],
+    }  # fmt: skip
+    assert loader.report().startswith("6 of 46 utterances were skipped: 2 corrupt (")
+    assert "none skipped" in SpeechBatches(corpus, batch_seconds=6.0).report()
+
+
+def test_a_process_whose_part_cannot_be_read_takes_another_utterance(corpus, tmp_path):
+    silent = dataclasses.replace(broken(tmp_path, "silent"), duration=0.5)
+    loaders = [
+        SpeechBatches([silent, corpus[0]], batch_seconds=8.0, buckets=1, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    assert [names(each) for each in loaders] == [[["0"]], [["0"]]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_seconds": 0.0}, OptionError, "batch_seconds"),
+        ({"rank": 2, "world_size": 2}, OptionError, "rank=2"),
+        ({"world_size": 9, "batch_seconds": 4.0}, OptionError, "fewer than the 9 processes"),
+        ({"min_seconds": 60.0, "max_seconds": 90.0}, DatasetError, "40 short"),
+        ({"workers": -1}, OptionError, "workers"),
+        ({"buckets": 0}, OptionError, "buckets"),
+    ],
+)
+def test_options_that_make_no_batches_are_refused(corpus, options, error, message):
+    with pytest.raises(error, match=message):
+        SpeechBatches(corpus, **{"batch_seconds": 6.0, **options})
