@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bilevel.errors import OptionError
 from bilevel.problems.speech.encoder import SpeechEncoder
+from bilevel.problems.speech.model import evaluating
 from bilevel.problems.speech.options import EncoderOptions
 from bilevel.problems.speech.pretrained import (
     load_weights,
