@@ -134,7 +134,7 @@ def pretrain(
     monitor
         A guard other than the default one.
     callbacks, log_every, progress, resume
-        Those of :meth:`PBGDFree.solve <bilevel.PBGDFree.solve>`; the columns ``upper`` and
+        Those of :meth:`~bilevel.solvers.base.PenaltySolver.solve`; the columns ``upper`` and
         ``lower`` of its history are F and G. A run resumed from a checkpoint ends bit for bit where
         the uninterrupted one ends.
 

@@ -7,7 +7,7 @@ from bilevel.problems.speech.recognition.finetuning import FineTuned, finetune
 from bilevel.problems.speech.recognition.finetuning_options import FineTuningOptions
 from bilevel.problems.speech.recognition.greedy import greedy_decode
 from bilevel.problems.speech.recognition.kneser_ney import estimate_ngrams
-from bilevel.problems.speech.recognition.ngram import NGramModel
+from bilevel.problems.speech.recognition.ngram import Level, NGramModel
 from bilevel.problems.speech.recognition.recogniser import (
     LabelledBatch,
     Recogniser,
@@ -22,6 +22,7 @@ __all__ = [
     "FineTuningOptions",
     "Hypothesis",
     "LabelledBatch",
+    "Level",
     "NGramModel",
     "Recogniser",
     "SpecAugment",
