@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,9 +19,13 @@ from bilevel.trees import tree_map
 class Evaluation:
     """f, g and their gradients at the state's current (x, y), on one pair of batches.
 
-    x must not move while an evaluation is in use: that is what lets its features be shared. Where a
-    first-order outer step keeps upper constraints, f comes with the augmented Lagrangian's term,
-    unless ``augmented`` is false; what is recorded for the history is f alone.
+    x must not move while an evaluation is in use: that is what lets its features be shared. For the
+    objectives in ``graph_of``, those that the outer step differentiates in x, they are computed
+    with their graph, which then serves both levels; for others without, and anew if a gradient
+    through them is asked for after all.
+
+    Where a first-order outer step keeps upper constraints, f comes with the augmented Lagrangian's
+    term, unless ``augmented`` is false; what is recorded for the history is f alone.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Evaluation:
         autocast: torch.dtype | None = None,
         *,
         augmented: bool = True,
+        graph_of: Collection[str] = ("upper", "lower"),
     ) -> None:
         self.problem = problem
         self.state = state
@@ -40,6 +45,7 @@ class Evaluation:
         self.lower_batch = lower_batch
         self._autocast = autocast
         self._augmented = augmented
+        self._graph_of = {*graph_of, "both"} if graph_of else set()
         self._features: dict[str, Any] = {}
         self._f_alone: Tensor | None = None
         #: Whether f was seen to depend on x or y, and g on y.
@@ -69,7 +75,7 @@ class Evaluation:
 
         In a process group they are computed anew, see :meth:`losses`.
         """
-        return self.problem.features is not None and not initialized()
+        return bool(self._graph_of) and self.problem.features is not None and not initialized()
 
     def pair(self, *, through_x: bool = False) -> tuple[Tensor, Tensor]:
         """(f, g), from one forward pass where the problem shares its work."""
@@ -148,17 +154,23 @@ class Evaluation:
             return self.state.upper.tree
         if self.upper_batch is self.lower_batch:
             key = "both"
-        if key not in self._features:
-            x = self.state.upper.tree
-            # The lower-level update comes first and x stays, so this graph serves the upper update.
-            with torch.enable_grad():
-                for leaf in self.state.upper.leaves:
-                    leaf.requires_grad_(True)
-                self._features[key] = self.problem.features_of(x, batch)
-        held = self._features[key]
+        shared = key in self._graph_of
+        if key in self._features and (shared or not through_x):
+            held = self._features[key]
+        else:
+            held = self._computed(batch, with_graph=shared or through_x)
+            if shared or not through_x:
+                self._features[key] = held
         if through_x and initialized():  # one backward pass after one forward pass, see losses()
-            del self._features[key]
+            self._features.pop(key, None)
         return held if through_x else tree_map(torch.Tensor.detach, held)
+
+    def _computed(self, batch: Any, with_graph: bool) -> Any:
+        # The lower-level update comes first and switches x's gradients off.
+        with torch.set_grad_enabled(with_graph):
+            for leaf in self.state.upper.leaves if with_graph else ():
+                leaf.requires_grad_(True)
+            return self.problem.features_of(self.state.upper.tree, batch)
 
     def _with_upper_constraints(self, f: Tensor) -> Tensor:
         """f plus (ρ/2)‖[C + σ/ρ]₊‖² − ‖σ‖²/2ρ, the augmented Lagrangian of the upper constraints.

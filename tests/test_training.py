@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 from functools import partial
@@ -217,6 +218,42 @@ class TestSharedWork:
             solver.step(problem, state, upper_batch, lower_batch)
         assert distance(plain, shared) < 1e-13
         assert calls == 2 * STEPS  # once for each level's batch
+
+    def test_only_what_the_outer_step_differentiates_keeps_its_graph(self):
+        net, kept = network(), []
+
+        def features(x, batch):
+            hidden = net.backbone(batch[0])
+            kept.append(hidden.requires_grad)
+            return hidden
+
+        problem = BilevelProblem(
+            upper=lambda hidden, y, batch: losses(net.head(hidden), batch[1])[0],
+            lower=lambda hidden, y, batch: losses(net.head(hidden), batch[1])[1],
+            features=features,
+        )
+        solver = METHODS["value-function-free"]
+        solver.step(problem, solver.init(problem, *net.levels()), UPPER[0], LOWER[0])
+        assert kept == [True, False]  # f's, g's
+        kept.clear()
+        solver = dataclasses.replace(solver, accumulate=2)
+        solver.step(problem, solver.init(problem, *net.levels()), UPPER[:2], LOWER[:2])
+        assert kept == [False] * 4 + [True] * 2  # the response's, then the outer step's
+
+    @each_method
+    def test_features_of_micro_batches_give_the_same_iterates(self, solver):
+        solver = dataclasses.replace(solver, accumulate=2)
+        plain, shared = network(), network()
+        problem = BilevelProblem(
+            upper=lambda hidden, y, batch: losses(shared.head(hidden), batch[1])[0],
+            lower=lambda hidden, y, batch: losses(shared.head(hidden), batch[1])[1],
+            features=lambda x, batch: shared.backbone(batch[0]),
+        )
+        for net, stated in ((plain, classification(plain)), (shared, problem)):
+            state = solver.init(stated, *net.levels())
+            for _ in range(3):
+                solver.step(stated, state, UPPER[:2], LOWER[:2])
+        assert distance(plain, shared) < 1e-13
 
     @each_method
     def test_features_of_a_batch_that_both_levels_use_are_computed_once(self, solver):

@@ -161,10 +161,15 @@ class PenaltySolver(ABC):
     ) -> State:
         """One outer step, in place; returns the same state."""
         penalty = penalty_at(state.schedule, state.step)
+        graph_of: tuple[str, ...] = ("upper", "lower") if self.tracks_original else ("upper",)
+        if self.accumulate > 1:  # to hold the graphs of all micro-batches would defeat its purpose
+            graph_of = ()
         evaluations = accumulate(
             (upper_batch, lower_batch),
             self.accumulate,
-            lambda upper, lower: Evaluation(problem, state, upper, lower, self.autocast),
+            lambda upper, lower: Evaluation(
+                problem, state, upper, lower, self.autocast, graph_of=graph_of
+            ),
         )
         with accounted(problem, state, evaluations):
             state.outer.advance(self, problem, state, penalty, evaluations)
