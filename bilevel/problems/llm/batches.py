@@ -1,0 +1,171 @@
+"""Batches of token sequences, and a loader over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel.distributed import rank, world_size
+from bilevel.errors import DatasetError
+from bilevel.options import check_count
+from bilevel.problems.llm.tokens import Item, Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Sequences of a prompt and a response, padded on the right.
+
+    Attributes
+    ----------
+    ids
+        [S, T] int64. Of B preferences S = 2B: the chosen responses, then the rejected ones.
+    mask
+        [S, T] int64, 1 where there is a token.
+    positions
+        [N] int64, the places in the flattened [S · T] hidden states that predict the responses'
+        tokens, one response after the other.
+    targets
+        [N] int64, those tokens.
+    lengths
+        [S] int64, tokens of each response.
+    count
+        Mean number of response tokens over the processes that train together; N in one process.
+    reference
+        [S] log-probabilities of the responses under the reference model, if they are known.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    targets: Tensor
+    lengths: Tensor
+    count: float
+    reference: Tensor | None = None
+
+    @classmethod
+    def of(cls, sequences: Sequence[Tokens], pad: int = 0) -> TokenBatch:
+        """Pad sequences to the longest."""
+        longest = max(len(each.ids) for each in sequences)
+        ids = torch.full((len(sequences), longest), pad)
+        mask = torch.zeros_like(ids)
+        positions = []
+        for row, each in enumerate(sequences):
+            ids[row, : len(each.ids)] = torch.tensor(each.ids)
+            mask[row, : len(each.ids)] = 1
+            begin = row * longest + each.prompt_length - 1
+            positions.append(torch.arange(begin, begin + each.response_length))
+        where = torch.cat(positions)
+        lengths = torch.tensor([each.response_length for each in sequences])
+        return cls(ids, mask, where, ids.reshape(-1)[where + 1], lengths, float(len(where)))
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self.__dict__.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+class _Epochs:
+    """What tells the loader the epoch; :class:`~bilevel.batches.BatchStream` calls it."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class TokenLoader:
+    """Batches of ``batch_size`` records in random order, epoch after epoch.
+
+    The order depends on the seed and the epoch alone. Each of several processes gets its own
+    ``batch_size`` records of a step.
+
+    Parameters
+    ----------
+    items
+        What :func:`~bilevel.problems.llm.tokenize` gave.
+    batch_size
+        Records a batch.
+    seed
+        Of the order; in the order given, and with what is left over at the end, if ``None``.
+    reference
+        [records, 2] log-probabilities of the chosen and the rejected responses, see
+        :func:`~bilevel.problems.llm.reference_log_probabilities`.
+    device
+        Where the batches are to be.
+    shared
+        Whether several processes share the records, or each goes through all of them.
+
+    Raises
+    ------
+    DatasetError
+        Fewer records than a batch.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        reference: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        shared: bool = True,
+    ) -> None:
+        check_count("batch_size", batch_size)
+        self.rank, self.world = (rank(), world_size()) if shared else (0, 1)
+        if not items or (seed is not None and len(items) < batch_size * self.world):
+            raise DatasetError(
+                f"{len(items)} records do not make a batch of {batch_size * self.world}"
+            )
+        if reference is not None and reference.shape != (len(items), len(items[0])):
+            raise DatasetError(
+                f"reference has the shape {tuple(reference.shape)}, expected one number a response:"
+                f" {(len(items), len(items[0]))}"
+            )
+        self.items = items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.reference = reference
+        self.device = device
+        self.sampler = _Epochs()
+        self._first = 0
+
+    def __len__(self) -> int:
+        step = self.batch_size * self.world
+        full = len(self.items) // step
+        return full if self.seed is not None else -(-len(self.items) // step)
+
+    def skip(self, count: int) -> None:
+        """Begin the next pass ``count`` batches in."""
+        self._first = count
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        first, self._first = self._first, 0
+        order = np.arange(len(self.items))
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.sampler.epoch)).permutation(order)
+        step = self.batch_size * self.world
+        for start in range(first * step, len(self) * step, step):
+            yield self._batch(order[start : start + step])
+
+    def _batch(self, everyone: Any) -> TokenBatch:
+        own = everyone[self.rank :: self.world]
+        batch = TokenBatch.of(self._sequences(own))
+        if self.world > 1:
+            total = sum(each.response_length for each in self._sequences(everyone))
+            batch = replace(batch, count=total / self.world)
+        if self.reference is not None:
+            batch = replace(batch, reference=self.reference[own].T.reshape(-1))
+        return batch.to(self.device)
+
+    def _sequences(self, chosen: Any) -> list[Tokens]:
+        return [self.items[i][k] for k in range(len(self.items[0])) for i in chosen]

@@ -1,0 +1,161 @@
+"""A causal language model as two levels: the backbone's LoRA weights and the output head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import DatasetError, OptionError
+from bilevel.extras import require
+from bilevel.options import check_count, check_positive
+from bilevel.problems.llm.batches import TokenBatch
+
+#: Relative difference of logits that low precision may make.
+_AGREEMENT = 2e-2
+
+
+class TwoLevelModel(nn.Module):
+    r"""A causal language model :math:`\pi(t \mid \cdot) = \operatorname{softmax}(W\, h_x(\cdot))`.
+
+    x are LoRA weights (arXiv:2106.09685) in the backbone's projections, y is the head W, untied
+    from the embeddings where the model ties them; everything else is frozen. Dropout is switched
+    off, so that features computed once serve both levels' updates.
+
+    Parameters
+    ----------
+    model
+        A causal language model of ``transformers``; it is changed in place.
+    rank, alpha
+        Of LoRA: r and α.
+    targets
+        Names of the adapted modules; by default those that ``peft`` knows for the family, such as
+        ``query_key_value`` of GPT-NeoX, ``q_proj`` and ``v_proj`` of Llama and Qwen.
+    seed
+        Of LoRA's start.
+
+    Attributes
+    ----------
+    adapted
+        The ``peft`` model.
+    backbone
+        The model without its head; may be wrapped in ``DistributedDataParallel``.
+
+    Raises
+    ------
+    OptionError
+        A family whose target modules are not known, a target that the model does not have, or a
+        model whose logits are not those of a linear head on its last hidden states.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rank: int = 16,
+        alpha: float = 16.0,
+        targets: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        peft = require("peft", "llm")
+        check_count("rank", rank)
+        check_positive("alpha", alpha)
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise OptionError(f"{type(model).__name__} has the output head {head}, expected a "
+                              "linear layer without bias")  # fmt: skip
+        name = next(name for name, each in model.named_modules() if each is head)
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0,
+            target_modules=None if targets is None else list(targets), modules_to_save=[name],
+        )  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            try:
+                self.adapted: Any = peft.get_peft_model(model, config)
+            except ValueError as error:
+                raise OptionError(
+                    f"{type(model).__name__} cannot be adapted ({error}): name the modules, "
+                    "targets=['q_proj', ...]"
+                ) from error
+        self._set_up(name)
+
+    def _set_up(self, head: str) -> None:
+        self.causal = self.adapted.get_base_model()
+        self._head = self.causal.get_submodule(head)
+        self.weight: nn.Parameter = self._head.modules_to_save["default"].weight
+        if self.weight.dtype.itemsize < 4:  # the master weights of mixed precision
+            self.weight.data = self.weight.data.float()
+        self.backbone: nn.Module = self.causal.base_model
+        self.lora = {
+            name: each
+            for name, each in self.backbone.named_parameters()
+            if "lora_" in name and each.requires_grad
+        }
+        self._check_head()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head is."""
+        return self.weight.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, the tokens that the head scores."""
+        return len(self.weight)
+
+    def features(self, batch: TokenBatch) -> Tensor:
+        """[N, H], the last hidden states that predict the responses' tokens."""
+        hidden = self.backbone(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+        result: Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+        return result
+
+    @contextmanager
+    def as_reference(self) -> Iterator[Tensor]:
+        """The model before it was adapted, for a while; gives its head."""
+        with self.adapted.disable_adapter(), torch.no_grad():
+            yield self._head.original_module.weight
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write LoRA weights and head where ``peft.PeftModel.from_pretrained`` finds both."""
+        self.adapted.save_pretrained(str(folder))
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse models that scale, cap or project what the head gives."""
+        ids = torch.arange(8, device=self.device)[None] % self.vocabulary_size
+        hidden = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
+        own = hidden.float() @ self.weight.float().T
+        theirs = self.causal(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(own, theirs, rtol=_AGREEMENT, atol=_AGREEMENT * float(own.std())):
+            raise OptionError(
+                f"the logits of {type(self.causal).__name__} are not W h (they differ by up to "
+                f"{float((own - theirs).abs().max()):.2g}): models that scale or cap their logits "
+                "are not supported"
+            )
+
+
+def check_finite(values: Tensor, batch: TokenBatch, what: str) -> None:
+    """Refuse log-probabilities that are no numbers, naming the row of the batch.
+
+    Raises
+    ------
+    DatasetError
+        Naming the first sequence concerned.
+    """
+    if not bool(torch.isfinite(values).all()):
+        row = int((~torch.isfinite(values)).nonzero()[0, 0])
+        raise DatasetError(
+            f"{what} of sequence {row} of a batch (its tokens begin with "
+            f"{batch.ids[row, :8].tolist()}) is {float(values[row])}: the model gives NaN or "
+            "infinite logits. Try another precision, or look at that record"
+        )
