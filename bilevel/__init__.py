@@ -5,11 +5,12 @@ from bilevel.outer import SQP, DifferenceOfConvex, FirstOrder, QuasiNewton
 from bilevel.problem import BilevelProblem
 from bilevel.responses import CvxpyResponse, Exact, GradientDescent, MaxMin
 from bilevel.solution import Solution, Status
-from bilevel.solvers import BLOCC, PBGD, PBGDFree
+from bilevel.solvers import BLOCC, BOME, PBGD, PBGDFree
 from bilevel.version import __version__
 
 __all__ = [
     "BLOCC",
+    "BOME",
     "PBGD",
     "SQP",
     "AffineSubspace",

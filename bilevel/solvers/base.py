@@ -175,7 +175,7 @@ class PenaltySolver(ABC):
             state.outer.advance(self, problem, state, penalty, evaluations)
         if state.step == 0 and not state.response.exact:
             require_dependence_seen(evaluations)
-        state.record["penalty"] = penalty
+        state.record["penalty"] = penalty_at(state.schedule, state.step)
         state.step += 1
         return state
 

@@ -44,7 +44,8 @@ def tokenize(
 ) -> list[Item]:
     """Token ids of every record.
 
-    Responses are cut at ``max_length`` tokens with their prompt; the loss sees the rest.
+    Responses are cut at ``max_length`` tokens with their prompt. Spaces at the end of a prompt go
+    to its responses, since the tokens of most vocabularies begin with theirs.
 
     Parameters
     ----------
@@ -70,7 +71,9 @@ def tokenize(
         )
     items = []
     for number, record in enumerate(records, start=1):
-        prompt = tokenizer(record.prompt)["input_ids"]
+        text = record.prompt.rstrip(" ")
+        space = record.prompt[len(text) :]
+        prompt = tokenizer(text)["input_ids"]
         if prompt and prompt[-1] == tokenizer.eos_token_id:
             prompt = prompt[:-1]
         if not prompt:
@@ -85,7 +88,7 @@ def tokenize(
             )
         items.append(
             tuple(
-                _joined(prompt, response, tokenizer, max_length, number)
+                _joined(prompt, space + response, tokenizer, max_length, number)
                 for response in _responses(record)
             )
         )

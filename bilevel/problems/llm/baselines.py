@@ -1,0 +1,89 @@
+"""What bilevel solvers are compared with: one objective at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bilevel.errors import OptionError
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward
+from bilevel.optimizers import take_step
+from bilevel.options import check_count
+from bilevel.problem import BilevelProblem
+from bilevel.responses.gradient_descent import GradientDescent
+from bilevel.solvers.base import PenaltySolver
+from bilevel.state import State
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Scalarised(PenaltySolver):
+    r"""Steps on f in x and y, or on g in y alone, drawn anew each time.
+
+    With ``upper_share`` 1/2 this is ALRIGHT, a stochastic scalarisation of the two objectives; with
+    1 preference optimisation alone, with 0 supervised fine-tuning of the head alone, and these two
+    after one another sequential training. No lower level is solved: x does not know that y answers.
+
+    Parameters
+    ----------
+    upper_share : float
+        Probability of a step on f.
+    seed : int
+        Of the draws.
+    **options
+        Learning rates, optimisers, schedulers, clipping, accumulation and autocast of
+        :class:`~bilevel.solvers.base.PenaltySolver`.
+
+    Source: ALRIGHT is Fernando et al. 2024, arXiv:2410.15483.
+    """
+
+    upper_share: float = 0.5
+    seed: int = 0
+    tracks_original = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.upper_share <= 1.0:
+            raise OptionError(f"upper_share={self.upper_share}, expected a probability")
+        check_count("seed", self.seed, least=0)
+
+    def _upper_next(self, state: State) -> bool:
+        return bool(np.random.default_rng((self.seed, state.step)).random() < self.upper_share)
+
+    def respond(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """A step on g in y, if that is what was drawn."""
+        if state.measuring or state.step == 0:
+            for evaluation in evaluations:
+                evaluation.pair()
+        if not self._upper_next(state):
+            state.response.update(problem, state, state.perturbed, 0.0, evaluations)
+
+    def outer_gradient(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """∇f at both levels' leaves and the step in y, if f is what was drawn."""
+        if not self._upper_next(state):
+            return
+        response, track = state.response, state.perturbed
+        assert isinstance(response, GradientDescent)
+        assert track.optimizer is not None
+        state.lower.clear_gradients()
+        for evaluation in evaluations:
+            f = evaluation.upper(through_x=True)
+            backward(f / len(evaluations), state.upper, state, "upper (f)")
+        if state.measuring:
+            state.record["lower_residual"] = state.lower.projected_gradient_norm()
+        take_step(state.lower, track.optimizer, response.clip_norm)
+        if track.scheduler is not None:
+            track.scheduler.step()

@@ -1,0 +1,158 @@
+"""BOME: joint steps whose penalty follows from the gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.distributed import world_size
+from bilevel.errors import NotApplicableError, OptionError
+from bilevel.evaluation import Evaluation
+from bilevel.gradients import backward, require_gradients
+from bilevel.optimizers import take_step
+from bilevel.options import check_positive
+from bilevel.problem import BilevelProblem
+from bilevel.responses.gradient_descent import GradientDescent
+from bilevel.schedules import Constant
+from bilevel.solvers.base import PenaltySolver
+from bilevel.state import State
+from bilevel.variables import Level
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BOME(PenaltySolver):
+    r"""Bilevel optimisation made easy: the penalty that keeps the lower-level gap falling.
+
+    After ``inner_steps`` steps on the original response y_g, x and y move together against
+
+    .. math::
+        \nabla f + \lambda \nabla \hat q, \qquad
+        \lambda = \frac{[\eta\,\|\nabla \hat q\|^2 - \langle \nabla f, \nabla \hat q\rangle]_+}
+                       {\|\nabla \hat q\|^2}, \qquad
+        \hat q(x, y) = g(x, y) - g(x, y_g),
+
+    the direction nearest to :math:`\nabla f` along which the gap :math:`\hat q` falls at least at
+    the rate :math:`\eta\,\|\nabla \hat q\|^2`. λ is recorded as the penalty, of
+    which none is taken.
+
+    Parameters
+    ----------
+    control : float
+        η, the rate at which the gap has to fall.
+    upper_lr, lower_lr, upper_optimizer, lower_optimizer
+        Of x and of y; y_g has an optimiser of its own, made like that of y.
+    inner_steps : int, optional
+        K, steps on y_g in one outer step.
+    **options
+        The others are those of :class:`~bilevel.solvers.base.PenaltySolver`.
+
+    Source: Liu et al. 2022, arXiv:2209.08709, Algorithm 1, with y_g warm-started.
+    """
+
+    control: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("control", self.control)
+        if self.penalty is not None:
+            raise OptionError("BOME finds its penalty itself: leave penalty= out, or use PBGD")
+        if self.lower_lr is None and self.lower_optimizer is None:
+            raise OptionError("BOME takes gradient steps in y: give lower_lr= or lower_optimizer=")
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse lower-level constraints, and several processes."""
+        if problem.constrained:
+            raise NotApplicableError(
+                "BOME takes an unconstrained lower level, and this problem has lower_constraints "
+                "or lower_equalities: use BLOCC"
+            )
+        if world_size() > 1:
+            raise NotApplicableError(
+                "BOME's multiplier needs inner products of gradients, which are formed in one "
+                "process here: use PBGD or PBGDFree in several"
+            )
+
+    def respond(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Update y_g; y moves with x."""
+        with state.at_original() as track:
+            state.response.update(problem, state, track, 0.0, evaluations)
+
+    def outer_gradient(
+        self,
+        problem: BilevelProblem,
+        state: State,
+        penalty: float,
+        evaluations: list[Evaluation],
+    ) -> None:
+        """Leave the direction at x's leaves, and step in y along its part there."""
+        response, track = state.response, state.perturbed
+        assert isinstance(response, GradientDescent)
+        assert track.optimizer is not None
+        share = 1.0 / len(evaluations)
+        with state.lower.frozen(), state.at_original():
+            values = [_backward(state, e, "lower", state.upper, share) for e in evaluations]
+        at_response = _taken(state.upper)
+        state.lower.clear_gradients()  # a wrapped network's gradients at y_g came along
+        losses = [_backward(state, e, "lower", state.lower, share) for e in evaluations]
+        levels = (state.upper, state.lower)
+        gap = [_taken(level) for level in levels]
+        torch._foreach_sub_(gap[0], at_response)
+        uppers = [_backward(state, e, "upper", state.lower, share) for e in evaluations]
+        require_gradients(state.upper, "upper (f) or lower (g)")
+        for name, found in (("value", values), ("lower", losses), ("upper", uppers)):
+            state.record[name] = torch.stack(found).mean()
+        square = _dot(gap, gap)
+        inner = _dot([_slopes(level) for level in levels], gap)
+        multiplier = torch.nan_to_num(self.control - inner / square, 0.0, 0.0, 0.0).clamp_min(0.0)
+        if state.measuring:
+            state.schedule = Constant(max(float(multiplier), torch.finfo(torch.float32).tiny))
+        for level, part in zip(levels, gap, strict=True):
+            for leaf, kept, slope in zip(level.leaves, _slopes(level), part, strict=True):
+                leaf.grad = kept + multiplier.to(slope) * slope
+        if state.measuring:
+            state.record["lower_residual"] = state.lower.projected_gradient_norm()
+        take_step(state.lower, track.optimizer, response.clip_norm)
+        if track.scheduler is not None:
+            track.scheduler.step()
+
+
+def _backward(
+    state: State, evaluation: Evaluation, objective: str, level: Level, share: float
+) -> Tensor:
+    """Accumulate a share of the gradients of one objective at both levels; return its value."""
+    value = evaluation.lower if objective == "lower" else evaluation.upper
+    loss = value(through_x=True)
+    if loss.requires_grad:
+        backward(share * loss, level, state, objective, retain_graph=evaluation.keeps_features)
+    return loss.detach()
+
+
+def _taken(level: Level) -> list[Tensor]:
+    """The gradients, zero where there is none, taken off the leaves."""
+    slopes = _slopes(level)
+    level.clear_gradients()
+    return slopes
+
+
+def _slopes(level: Level) -> list[Tensor]:
+    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in level.leaves]
+
+
+def _dot(first: list[list[Tensor]], second: list[list[Tensor]]) -> Tensor:
+    """The inner product over both levels."""
+    return sum(
+        (
+            (one * other).sum()
+            for level, others in zip(first, second, strict=True)
+            for one, other in zip(level, others, strict=True)
+        ),
+        start=torch.zeros(()),
+    )
