@@ -42,7 +42,7 @@ from bilevel.problems.speech import PRESETS, PretrainingOptions, SpeechModel, Sp
 from bilevel.problems.speech.data import espeak_corpus, read_corpus
 from bilevel.problems.speech.options import NORMALISATIONS, TARGET_GRADIENTS
 from bilevel.problems.speech.protocol import Pretrained, Protocol
-from bilevel.problems.speech.recognition import FineTuningOptions, Recogniser
+from bilevel.problems.speech.recognition import FineTuningOptions
 from bilevel.problems.speech.sources import SpeechSource, StoredSpeech, StreamedSpeech
 
 ALL_METHODS = ("scratch", "best-rq", "birq", "relabel")
@@ -271,7 +271,7 @@ def measure(
     )  # fmt: skip
     rate = heard.errors.rate()
     if rank() == 0:
-        save_recogniser(heard.recogniser, folder)
+        heard.recogniser.save_pretrained(folder / "recogniser")
         heard.history.to_csv(folder / "finetuning.csv", index=False)
         pd.DataFrame([dataclasses.asdict(each) for each in heard.transcripts]).to_csv(
             folder / "transcripts.csv", index=False
@@ -292,13 +292,6 @@ def measure(
         "finetuning_seconds": heard.seconds,
         "peak_memory_bytes": peak_memory(args.device),
     }
-
-
-def save_recogniser(recogniser: Recogniser, folder: Path) -> None:
-    safetensors = require("safetensors.torch", "speech")
-    weights = {name: value.contiguous() for name, value in recogniser.state_dict().items()}
-    safetensors.save_file(weights, folder / "recogniser.safetensors")
-    recogniser.vocabulary.save(folder / "vocabulary.json")
 
 
 def peak_memory(device: str) -> int:

@@ -14,6 +14,8 @@ import torch
 
 from bilevel.problems.speech import SpeechModel
 from bilevel.problems.speech.data import espeak_corpus
+from bilevel.problems.speech.recognition import Recogniser, transcribe
+from bilevel.problems.speech.sources import StoredSpeech
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ("--steps", 4, "--finetuning-steps", 4, "--batch", 4, "--device", "cpu")
@@ -81,6 +83,18 @@ def test_files_are_written(finished):
     assert len(transcripts) == 6
     model = SpeechModel.from_pretrained(out / "birq-seed0" / "pretrained")
     assert bool(model.enhanced_projection.calibrated)
+
+
+def test_the_saved_recogniser_hears_what_the_run_heard(cache, finished):
+    out, _ = finished
+    recogniser = Recogniser.from_pretrained(out / "birq-seed0" / "recogniser")
+    corpus = espeak_corpus(next(cache.iterdir()), **SIZES)
+    heard = {each.id: each for each in transcribe(recogniser, StoredSpeech.read(corpus).tested())}
+    table = pd.read_csv(out / "birq-seed0" / "transcripts.csv", keep_default_na=False)
+    assert table["hypothesis"].str.len().sum() > 0
+    for row in table.itertuples():
+        assert heard[row.id].reference == row.reference
+        assert heard[row.id].hypothesis == row.hypothesis
 
 
 def test_arms_begin_alike_and_differ_by_their_pretraining(finished):
