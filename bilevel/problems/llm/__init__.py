@@ -3,8 +3,11 @@
 Extra ``llm``. Source: arXiv:2507.20400, section 4.
 """
 
+from bilevel.problems.llm.baselines import Scalarised
 from bilevel.problems.llm.batches import TokenBatch, TokenLoader
+from bilevel.problems.llm.diagnostics import ResponseDiagnostics
 from bilevel.problems.llm.evaluation import Scores, evaluate
+from bilevel.problems.llm.finetuning import METHODS, FineTuningOptions, finetune
 from bilevel.problems.llm.library import LibraryCorpus, library_corpus
 from bilevel.problems.llm.log_probabilities import token_log_probabilities
 from bilevel.problems.llm.losses import (
@@ -21,9 +24,13 @@ from bilevel.problems.llm.small import pretrain_small, small_base, small_model, 
 from bilevel.problems.llm.tokens import Tokens, tokenize
 
 __all__ = [
+    "METHODS",
+    "FineTuningOptions",
     "Instruction",
     "LibraryCorpus",
     "Preference",
+    "ResponseDiagnostics",
+    "Scalarised",
     "Scores",
     "TokenBatch",
     "TokenLoader",
@@ -31,6 +38,7 @@ __all__ = [
     "TwoLevelModel",
     "dpo_loss",
     "evaluate",
+    "finetune",
     "finetuning_problem",
     "library_corpus",
     "preference_margins",

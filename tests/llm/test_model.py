@@ -1,0 +1,244 @@
+"""The two levels: where gradients go, one step by hand, and models that are saved and reloaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from tiny import base, instructions, preferences, tokenizer, two_levels
+from torch import nn
+
+from bilevel import PBGD, PBGDFree
+from bilevel.errors import OptionError
+from bilevel.problems.llm import (
+    METHODS,
+    FineTuningOptions,
+    Scalarised,
+    TokenBatch,
+    TokenLoader,
+    TwoLevelModel,
+    dpo_loss,
+    evaluate,
+    finetune,
+    finetuning_problem,
+    reference_log_probabilities,
+    sequence_log_probabilities,
+)
+
+SGD = {"upper_lr": 0.05, "lower_lr": 0.2}
+
+
+def batches(model, seed=0):
+    reference = reference_log_probabilities(model, preferences())
+    return (
+        TokenLoader(preferences(), 6, seed=seed, reference=reference),
+        TokenLoader(instructions(), 6, seed=seed),
+    )
+
+
+def plain_logs(model, batch):
+    """log π of the response tokens from the model's own logits."""
+    logits = model.causal(input_ids=batch.ids, attention_mask=batch.mask).logits.flatten(0, 1)
+    rows = torch.log_softmax(logits.to(model.weight.dtype), -1)[batch.positions]
+    return rows.gather(-1, batch.targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_value_function_free_step_is_the_one_written_by_hand(family, steps):
+    model, other = two_levels(family), two_levels(family)
+    solver = PBGDFree(penalty=10.0, inner_steps=steps, **SGD)
+    problem = finetuning_problem(model, chunk=32)
+    preferred, instructed = (next(iter(loader)) for loader in batches(model))
+    state = solver.init(problem, model.lora, model.weight)
+    solver.step(problem, state, preferred, instructed)
+
+    def losses():
+        sums = sequence_log_probabilities(plain_logs(other, preferred), preferred.lengths)
+        return dpo_loss(sums, preferred.reference), -plain_logs(other, instructed).mean()
+
+    for _ in range(steps):
+        f, g = losses()
+        (slope,) = torch.autograd.grad(f / 10.0 + g, [other.weight])
+        with torch.no_grad():
+            other.weight -= 0.2 * slope
+    slopes = torch.autograd.grad(losses()[0], list(other.lora.values()))
+    with torch.no_grad():
+        for leaf, slope in zip(other.lora.values(), slopes, strict=True):
+            leaf -= 0.05 * slope
+    start = two_levels(family)
+    for one, two, first in zip(
+        [*model.lora.values(), model.weight],
+        [*other.lora.values(), other.weight],
+        [*start.lora.values(), start.weight],
+        strict=True,
+    ):
+        assert float((one - first).detach().abs().max()) > 1e-5
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-8)
+
+
+def test_everything_but_the_two_levels_stays_as_it_was():
+    model = two_levels()
+    levels = {id(each) for each in (*model.lora.values(), model.weight)}
+    others = {n: p for n, p in model.causal.named_parameters() if id(p) not in levels}
+    before = {name: each.detach().clone() for name, each in others.items()}
+    finetune(model, PBGD(penalty=5.0, **SGD), *batches(model), 3, progress=False)
+    assert len(others) > 10
+    for name, each in others.items():
+        assert torch.equal(each, before[name])
+        assert each.grad is None
+
+
+def test_the_backbone_runs_once_a_batch_and_only_preferences_go_back_through_it():
+    model = two_levels()
+    calls = []
+    model.backbone.register_forward_hook(
+        lambda module, inputs, output: calls.append(output.last_hidden_state.requires_grad)
+    )
+    problem = finetuning_problem(model)
+    loaders = [next(iter(each)) for each in batches(model)]
+    for solver, wanted in (
+        (PBGDFree(penalty=10.0, **SGD), [True, False]),
+        (PBGDFree(penalty=10.0, inner_steps=4, **SGD), [True, False]),
+        (PBGD(penalty=10.0, inner_steps=3, **SGD), [True, True]),
+        (Scalarised(upper_share=0.0, **SGD), [False]),
+        (Scalarised(upper_share=1.0, **SGD), [True]),
+    ):
+        state = solver.init(problem, model.lora, model.weight)
+        solver.step(problem, state, *loaders)
+        calls.clear()
+        solver.step(problem, state, *loaders)
+        assert calls == wanted, solver
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_lowers_what_it_minimises(method):
+    model = TwoLevelModel(base(dtype=torch.float32), rank=4)
+    reference = reference_log_probabilities(model, preferences())
+
+    def scores():
+        return evaluate(
+            model,
+            TokenLoader(preferences(), 16, reference=reference),
+            TokenLoader(instructions(), 16),
+        )
+
+    first = scores()
+    options = FineTuningOptions(lr=1e-2, head_lr=1e-2)
+    for solver in options.solvers(method):
+        finetune(model, solver, *batches(model), 15, progress=False)
+    last = scores()
+    assert last.sft_loss < first.sft_loss - 0.3 or method == "dpo"
+    assert last.dpo_loss < first.dpo_loss - 0.02 or method == "sft"
+    assert last.preference_accuracy > 0.6 or method == "sft"
+
+
+def test_micro_batches_alternate_as_one_batch_does():
+    """All micro-batches move the head, then all of them the backbone."""
+    model, other = two_levels(), two_levels()
+    preferred, instructed = batches(model)
+    preferred, instructed = list(preferred)[:2], list(instructed)[:2]
+    problem, two = finetuning_problem(model), finetuning_problem(other)
+    solver = PBGDFree(penalty=10.0, accumulate=2, **SGD)
+    solver.step(problem, solver.init(problem, model.lora, model.weight), preferred, instructed)
+    f = [lambda b=b: two.upper_value(other.features(b), other.weight, b) for b in preferred]
+    g = [lambda b=b: two.lower_value(other.features(b), other.weight, b) for b in instructed]
+    loss = sum(each() for each in f) / 20.0 + sum(each() for each in g) / 2.0
+    with torch.no_grad():
+        other.weight -= 0.2 * torch.autograd.grad(loss, [other.weight])[0]
+    slopes = torch.autograd.grad(sum(each() for each in f) / 2.0, list(other.lora.values()))
+    with torch.no_grad():
+        for leaf, slope in zip(other.lora.values(), slopes, strict=True):
+            leaf -= 0.05 * slope
+    for one, right in zip(model.lora.values(), other.lora.values(), strict=True):
+        torch.testing.assert_close(one, right, rtol=1e-6, atol=1e-10)
+
+
+# Saved models -----------------------------------------------------------------------------------
+
+RELOAD = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+ids = torch.tensor(json.loads(sys.argv[3]))
+with torch.no_grad():
+    torch.save(model(input_ids=ids).logits, sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_adapter_and_head_reload_in_a_fresh_process(tmp_path, tied):
+    start = base(dtype=torch.float32)
+    if tied:
+        start.config.tie_word_embeddings = True
+        start.tie_weights()
+        assert start.get_output_embeddings().weight is start.get_input_embeddings().weight
+    start.save_pretrained(tmp_path / "base")
+    embeddings = start.get_input_embeddings().weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of tied weights
+        model = TwoLevelModel(start, rank=4)
+        finetune(
+            model, *FineTuningOptions(lr=1e-2, head_lr=1e-2).solvers("pbgd-free"),
+            *batches(model), 4, progress=False,
+        )  # fmt: skip
+        model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(start.get_input_embeddings().weight, embeddings)
+    assert not torch.equal(model.weight, embeddings)
+    ids = TokenBatch.of([item[0] for item in instructions()[:2]]).ids
+    with torch.no_grad():
+        own = model.causal(input_ids=ids).logits
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RELOAD, tmp_path / "base", tmp_path / "adapter",
+         json.dumps(ids.tolist()), tmp_path / "logits.pt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    again = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(again, own, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), model.adapted.disable_adapter():
+        assert float((model.causal(input_ids=ids).logits - own).abs().max()) > 1e-2
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+def test_models_without_a_plain_head_are_refused():
+    class Scaled(type(base())):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits / 3.0
+            return output
+
+    model = base(dtype=torch.float32)
+    model.__class__ = Scaled
+    with pytest.raises(OptionError, match="are not W h"):
+        TwoLevelModel(model)
+    model = base(dtype=torch.float32)
+    model.set_output_embeddings(nn.Linear(16, len(tokenizer()), bias=True))
+    with pytest.raises(OptionError, match="without bias"):
+        TwoLevelModel(model)
+
+
+def test_targets_that_do_not_exist_are_refused():
+    with pytest.raises(OptionError, match="name the modules"):
+        TwoLevelModel(base(), targets=["nowhere"])
+    assert len(TwoLevelModel(base(), targets=["up_proj"]).lora) == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.0}, {"beta": -1.0}, {"inner_steps": 0}, {"penalty": float("nan")}]
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        FineTuningOptions(**options)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(OptionError, match="expected one of pbgd-free"):
+        FineTuningOptions().solvers("magic")
