@@ -86,7 +86,7 @@ class TokenLoader:
     """Batches of ``batch_size`` records in random order, epoch after epoch.
 
     The order depends on the seed and the epoch alone. Each of several processes gets its own
-    ``batch_size`` records of a step.
+    ``batch_size`` records of a step; without a seed it gets all of them.
 
     Parameters
     ----------
@@ -101,8 +101,6 @@ class TokenLoader:
         :func:`~bilevel.problems.llm.reference_log_probabilities`.
     device
         Where the batches are to be.
-    shared
-        Whether several processes share the records, or each goes through all of them.
 
     Raises
     ------
@@ -118,10 +116,9 @@ class TokenLoader:
         seed: int | None = None,
         reference: Tensor | None = None,
         device: torch.device | str = "cpu",
-        shared: bool = True,
     ) -> None:
         check_count("batch_size", batch_size)
-        self.rank, self.world = (rank(), world_size()) if shared else (0, 1)
+        self.rank, self.world = (0, 1) if seed is None else (rank(), world_size())
         if not items or (seed is not None and len(items) < batch_size * self.world):
             raise DatasetError(
                 f"{len(items)} records do not make a batch of {batch_size * self.world}"

@@ -17,6 +17,7 @@ from bilevel.errors import DatasetError
 from bilevel.problems.llm.records import Instruction, Preference
 
 _PROMPT = "Signature: {}\nSummary: "
+_WORDS = range(4, 31)
 _NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -30,12 +31,15 @@ class Function:
         ``module.Class.name(arguments)``.
     summary
         The first sentence of its documentation.
+    detail
+        The last sentence, where it has the length of a summary too; empty otherwise.
     documentation
         All of it.
     """
 
     signature: str
     summary: str
+    detail: str
     documentation: str
 
 
@@ -50,7 +54,7 @@ class LibraryCorpus:
     instructions, later_instructions
         Signature and summary, to fine-tune on at first and in a second stage.
     preferences
-        Signature, its summary, and another function's.
+        Signature, its summary, and a sentence that is none: the last of the documentation.
     test_instructions, test_preferences
         Of other functions: held out.
     """
@@ -68,8 +72,7 @@ def library_corpus(
 ) -> LibraryCorpus:
     """Draw records from the documentation of this Python's standard library.
 
-    A rejected summary is another function's, of the same module where there is one. What the
-    functions are depends on the version of Python.
+    What the functions are depends on the version of Python.
 
     Parameters
     ----------
@@ -88,44 +91,37 @@ def library_corpus(
         More records than the library has functions.
     """
     functions = library_functions()
-    sizes = (instructions, instructions, preferences, tests, tests)
-    if min(sizes) < 1 or sum(sizes) > 0.8 * len(functions):
-        raise DatasetError(
-            f"{sum(sizes)} records are wanted, and of the {len(functions)} documented functions of "
-            "this Python's library at most 80 % are drawn: ask for fewer, each at least 1"
-        )
     random = np.random.default_rng(seed)
-    order = iter(random.permutation(len(functions)))
-    drawn = [[functions[next(order)] for _ in range(size)] for size in sizes]
-    first, later, preferred, test, test_preferred = drawn
-    rest = [functions[i] for i in order]
-    return LibraryCorpus(
-        texts=tuple(f"{_PROMPT.format(f.signature)}{f.documentation}" for f in rest),
-        instructions=_instructions(first),
-        later_instructions=_instructions(later),
-        preferences=_preferences(preferred, random),
-        test_instructions=_instructions(test),
-        test_preferences=_preferences(test_preferred, random),
+    shuffled = [functions[i] for i in random.permutation(len(functions))]
+    detailed = [each for each in shuffled if each.detail]
+    preferred = _drawn(detailed, (preferences, tests), "with a sentence beside their summary")
+    used = {each.signature for part in preferred for each in part}
+    others = [each for each in shuffled if each.signature not in used]
+    instructed = _drawn(others, (instructions, instructions, tests), "besides those of preferences")
+    used |= {each.signature for part in instructed for each in part}
+    first, later, test = (
+        tuple(Instruction(_PROMPT.format(each.signature), each.summary) for each in part)
+        for part in instructed
     )
+    train, held_out = (
+        tuple(Preference(_PROMPT.format(e.signature), e.summary, e.detail) for e in part)
+        for part in preferred
+    )
+    texts = tuple(each.documentation for each in others if each.signature not in used)
+    return LibraryCorpus(texts, first, later, train, test, held_out)
 
 
-def _instructions(functions: Sequence[Function]) -> tuple[Instruction, ...]:
-    return tuple(Instruction(_PROMPT.format(each.signature), each.summary) for each in functions)
-
-
-def _preferences(
-    functions: Sequence[Function], random: np.random.Generator
-) -> tuple[Preference, ...]:
-    found = []
-    for function in functions:
-        others = [each for each in functions if each.summary != function.summary]
-        module = function.signature.partition(".")[0]
-        near = [each for each in others if each.signature.partition(".")[0] == module]
-        other = (near or others)[random.integers(len(near or others))]
-        found.append(
-            Preference(_PROMPT.format(function.signature), function.summary, other.summary)
+def _drawn(
+    functions: Sequence[Function], sizes: Sequence[int], which: str
+) -> list[Sequence[Function]]:
+    if min(sizes) < 1 or sum(sizes) > 0.9 * len(functions):
+        raise DatasetError(
+            f"{' + '.join(map(str, sizes))} records are wanted, of the {len(functions)} documented "
+            f"functions of this Python's library {which} at most 90 % are drawn: ask for fewer, "
+            "each at least 1"
         )
-    return tuple(found)
+    ends = np.cumsum(sizes)
+    return [functions[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -157,7 +153,9 @@ def _functions(path: Path, parts: Sequence[str]) -> Iterator[Function]:
                 pending.append(([*names, child.name], child))
             elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 text = " ".join((ast.get_docstring(child) or "").split())
-                summary = re.split(r"(?<=[.!?])\s", text)[0]
-                if 4 <= len(summary.split()) <= 30:
+                summary, *rest = re.split(r"(?<=[.!?])\s", text)
+                if len(summary.split()) in _WORDS:
                     arguments = ", ".join(a.arg for a in child.args.args if a.arg != "self")
-                    yield Function(".".join([*names, child.name]) + f"({arguments})", summary, text)
+                    signature = ".".join([*names, child.name]) + f"({arguments})"
+                    detail = rest[-1] if rest and len(rest[-1].split()) in _WORDS else ""
+                    yield Function(signature, summary, detail, text)

@@ -131,6 +131,26 @@ class TwoLevelModel(nn.Module):
         """Write LoRA weights and head where ``peft.PeftModel.from_pretrained`` finds both."""
         self.adapted.save_pretrained(str(folder))
 
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Read LoRA weights and head back.
+
+        Raises
+        ------
+        DatasetError
+            Nothing is saved there, or it does not fit this model.
+        """
+        peft, safetensors = require("peft", "llm"), require("safetensors.torch", "llm")
+        try:
+            saved = safetensors.load_file(Path(folder) / "adapter_model.safetensors")
+            found = peft.set_peft_model_state_dict(self.adapted, saved)
+        except (OSError, RuntimeError) as error:
+            raise DatasetError(f"{folder} holds no adapter of this model: {error}") from error
+        if found.unexpected_keys:
+            raise DatasetError(
+                f"{folder} holds weights that this model does not have: "
+                f"{', '.join(found.unexpected_keys[:3])}"
+            )
+
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse models that scale, cap or project what the head gives."""

@@ -57,7 +57,7 @@ def reference_log_probabilities(
     if place is not None and place.is_file():
         return _read(place, (len(items), len(items[0])))
     rows = []
-    for batch in TokenLoader(items, batch_size, device=model.device, shared=False):
+    for batch in TokenLoader(items, batch_size, device=model.device):
         values = reference_of(model, batch)
         check_finite(values, batch, "the reference log-probability")
         rows.append(values.float().cpu().reshape(len(items[0]), -1).T)

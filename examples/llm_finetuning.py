@@ -1,0 +1,430 @@
+"""Fine-tune a language model on preferences and instructions at once, as a bilevel problem.
+
+The backbone's LoRA weights x follow the preferences (DPO) through the output head y that
+supervised fine-tuning (SFT) on the instructions would give:
+
+  pbgd-free   value-function-free penalty method, one loop (arXiv:2507.20400)
+  pbgd        penalty method with both responses of the head
+  bome        penalty from the gradients (arXiv:2209.08709)
+  alright     a step on one of the two losses, drawn anew each time (arXiv:2410.15483)
+  sequential  SFT of the head, then DPO of everything
+  dpo, sft    one of them alone
+
+By default the model is a small one, trained here for a minute on the documentation of Python's
+standard library; it learns to write a function's summary from its signature, and to prefer the
+summary over another sentence of the documentation. For your own, name a model, and data sets or
+JSONL files.
+
+    python examples/llm_finetuning.py
+    python examples/llm_finetuning.py --model EleutherAI/pythia-1b --max-length 2048 \\
+        --preference-data Dahoas/rm-hh-rlhf --sft-data Open-Orca/OpenOrca --records 1800 \\
+        --test-records 200 --batch 1 --accumulate 16 --lr 1e-5 --head-lr 1e-5 --bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from output import write_configuration, write_json
+
+from bilevel.callbacks import Callback, Checkpoint, TensorBoard
+from bilevel.errors import BilevelError, OptionError
+from bilevel.extras import require
+from bilevel.problems.llm import (
+    METHODS,
+    FineTuningOptions,
+    Instruction,
+    Preference,
+    ResponseDiagnostics,
+    TokenLoader,
+    TwoLevelModel,
+    evaluate,
+    finetune,
+    library_corpus,
+    read_records,
+    reference_log_probabilities,
+    small_base,
+    tokenize,
+)
+
+STAGES = ("train", "post-sft", "all")
+QUICK = {"base_steps": 20, "records": 40, "test_records": 20, "steps": 6, "post_steps": 4,
+         "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 1}  # fmt: skip
+
+
+def main() -> None:
+    args = parse_arguments()
+    began = time.perf_counter()
+    try:
+        require("matplotlib", "plot")
+        require("transformers", "llm").utils.logging.disable_progress_bar()
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_configuration(args.out, args)
+        data = Data.read(args)
+        for seed in range(args.seed, args.seed + args.seeds):
+            for method in args.method:
+                run_arm(args, data, method, seed)
+    except BilevelError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    report(args)
+    print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("model and data").add_argument
+    data("--model", help="name or folder of a causal language model (default: a small one)")
+    data("--family", choices=("llama", "gpt_neox"), default="llama",
+         help="of the small model (default: %(default)s)")  # fmt: skip
+    data("--base-steps", type=int, default=400,
+         help="that the small model is pretrained for (default: %(default)s)")  # fmt: skip
+    data("--preference-data", help="JSONL (prompt, chosen, rejected), or name of a data set")
+    data("--sft-data", help="JSONL (prompt, response), or name of a data set")
+    data("--records", type=int, default=800,
+         help="of each kind, of instructions twice (default: %(default)s)")  # fmt: skip
+    data("--test-records", type=int, default=200,
+         help="of each kind, the next ones, held out (default: %(default)s)")  # fmt: skip
+    data("--max-length", type=int, default=128, help="context in tokens (default: %(default)s)")
+    data("--drop-long", action="store_true", help="leave out prompts longer than the context")
+
+    what = parser.add_argument_group("what is trained").add_argument
+    what("--method", choices=METHODS, nargs="+", default=["pbgd-free", "sequential"],
+         help="default: pbgd-free sequential")  # fmt: skip
+    what("--stage", choices=STAGES, default="all",
+         help="post-sft keeps the backbone that --out holds and trains the head on the second "
+         "half of the instructions (default: all)")  # fmt: skip
+    what("--seed", type=int, default=0, help="of LoRA and the batches (default: 0)")
+    what("--seeds", type=int, default=1, help="how many, from --seed on (default: 1)")
+    what("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
+    what("--alpha", type=float, default=16.0, help="of LoRA (default: %(default)s)")
+    what("--targets", nargs="+", help="modules to adapt (default: the family's)")
+
+    how = parser.add_argument_group("how").add_argument
+    how("--steps", type=int, default=100, help="of the method (default: %(default)s)")
+    how("--post-steps", type=int, default=50, help="of the second stage (default: %(default)s)")
+    how("--time-budget", type=float, help="seconds of training, in the place of --steps")
+    how("--post-time-budget", type=float, help="seconds of the second stage")
+    how("--lr", type=float, default=1e-3, help="of the backbone (default: %(default)s)")
+    how("--head-lr", type=float, default=1e-3, help="of the head (default: %(default)s)")
+    how("--penalty", type=float, default=10.0, help="γ (default: %(default)s)")
+    how("--inner-steps", type=int, default=3, help="K of pbgd and bome (default: %(default)s)")
+    how("--beta", type=float, default=0.1, help="β of DPO (default: %(default)s)")
+    how("--batch", type=int, default=16, help="records of each kind a batch (default: 16)")
+    how("--accumulate", type=int, default=1, help="batches a step (default: 1)")
+    how("--bf16", action="store_true", help="model in bfloat16, mixed precision")
+    how("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
+    how("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    how("--evaluate-every", type=int, help="steps (default: ten times a run)")
+    how("--diagnostics", type=int, default=3,
+        help="times that flatness and bias are measured along pbgd-free (default: 3)")  # fmt: skip
+    how("--checkpoint-every", type=int, default=50, help="steps (default: %(default)s)")
+    how("--tensorboard", action="store_true", help="write logs for TensorBoard")
+    how("--resume", action="store_true", help="go on where the last run in --out stood")
+    how("--quick", action="store_true", help="a few steps: under a minute")
+    how("--out", type=Path, default=Path("results/llm_finetuning"), help="default: %(default)s")
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(QUICK)
+    if (args.preference_data is None) != (args.sft_data is None):
+        parser.error("--preference-data and --sft-data go together")
+    for name in ("steps", "post_steps", "seeds", "records", "test_records", "base_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+# Model and data ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Data:
+    """Tokenized records, and what makes a fresh model."""
+
+    base: str
+    preferences: list
+    instructions: list
+    later_instructions: list
+    test_preferences: list
+    test_instructions: list
+
+    @classmethod
+    def read(cls, args: argparse.Namespace) -> Data:
+        if args.sft_data is None:
+            corpus = library_corpus(args.records, args.records, args.test_records)
+            parts = [corpus.preferences, corpus.instructions, corpus.later_instructions,
+                     corpus.test_preferences, corpus.test_instructions]  # fmt: skip
+            base = args.model or pretrained_base(args, corpus.texts)
+        else:
+            base = args.model or sys.exit("--preference-data and --sft-data need a --model")
+            size, tests = args.records, args.test_records
+            preferences = list(
+                read_records(Preference, args.preference_data, count=size + tests, streaming=True)
+            )
+            instructions = list(
+                read_records(Instruction, args.sft_data, count=2 * size + tests, streaming=True)
+            )
+            parts = [preferences[:size], instructions[:size], instructions[size : 2 * size],
+                     preferences[size:], instructions[2 * size :]]  # fmt: skip
+        tokenizer = require("transformers", "llm").AutoTokenizer.from_pretrained(base)
+        return cls(
+            str(base),
+            *(tokenize(p, tokenizer, args.max_length, drop_long=args.drop_long) for p in parts),
+        )
+
+    def model(self, args: argparse.Namespace, seed: int) -> TwoLevelModel:
+        transformers = require("transformers", "llm")
+        dtype = torch.bfloat16 if args.bf16 else torch.float32
+        causal = transformers.AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+        causal.to(args.device)
+        model = TwoLevelModel(causal, args.rank, args.alpha, args.targets, seed)
+        if args.gradient_checkpointing:
+            causal.gradient_checkpointing_enable({"use_reentrant": False})
+            causal.train()
+        return model
+
+
+def pretrained_base(args: argparse.Namespace, texts) -> Path:
+    """The small model of this --out, trained where it is not there yet."""
+    folder = args.out / f"base-{args.family}-{args.base_steps}"
+    if not (folder / "config.json").is_file():
+        print(f"pretraining the small model: {args.base_steps} steps", flush=True)
+    small_base(folder, texts, family=args.family, steps=args.base_steps, device=args.device)
+    return folder
+
+
+# Arms -------------------------------------------------------------------------------------------
+
+
+def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> None:
+    """Train by a method, then the head again, or leave out what an interrupted run finished."""
+    folder = args.out / f"{method}-seed{seed}"
+    adapter, result = folder / "adapter", folder / "result.json"
+    numbers = {"method": method, "seed": seed}
+    if result.is_file() and (args.resume or args.stage == "post-sft"):
+        numbers = json.loads(result.read_text())
+    if args.resume and "trained" in numbers and ("post" in numbers or args.stage == "train"):
+        return
+    print(f"== {method}, seed {seed}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = data.model(args, seed)
+    trainer = Trainer(args, data, model, seed, folder)
+    if args.stage == "post-sft" or (args.resume and "trained" in numbers):
+        if not adapter.is_dir():
+            raise OptionError(f"no adapter in {adapter}: run --stage train first")
+        model.load_pretrained(adapter)
+    else:
+        numbers |= trainer.train(method)
+        model.save_pretrained(adapter)
+        write_card(folder / "adapter" / "README.md", args, data, method, numbers)
+        write_json(result, numbers)
+    if args.stage != "train":
+        numbers |= trainer.train_head_again()
+        model.save_pretrained(folder / "adapter-post-sft")
+        write_json(result, numbers)
+
+
+class Trainer:
+    """The phases of one arm on its data."""
+
+    def __init__(self, args, data: Data, model: TwoLevelModel, seed: int, folder: Path) -> None:
+        self.args, self.model, self.folder = args, model, folder
+        self.options = FineTuningOptions(
+            lr=args.lr, head_lr=args.head_lr, penalty=args.penalty, inner_steps=args.inner_steps,
+            beta=args.beta, accumulate=args.accumulate, seed=seed,
+            autocast=torch.bfloat16 if args.bf16 else None,
+        )  # fmt: skip
+        reference, test_reference = (
+            reference_log_probabilities(model, items, args.batch, cache=args.out / "reference")
+            for items in (data.preferences, data.test_preferences)
+        )
+
+        def loader(items, seed=None, reference=None):
+            return TokenLoader(
+                items, args.batch, seed=seed, reference=reference, device=args.device
+            )
+
+        self.preferences = loader(data.preferences, seed, reference)
+        self.instructions = loader(data.instructions, seed)
+        self.later_instructions = loader(data.later_instructions, seed)
+        self.test = (
+            loader(data.test_preferences, reference=test_reference),
+            loader(data.test_instructions),
+        )
+        self.seen = loader(data.later_instructions)
+
+    def score(self) -> dict:
+        found = evaluate(self.model, *self.test, beta=self.args.beta)
+        return {**dataclasses.asdict(found), "perplexity": found.perplexity}
+
+    def train(self, method: str) -> dict:
+        """The method's phases; held-out losses before and after."""
+        solvers = self.options.solvers(method)
+        first, found = None, {"steps": 0, "tokens": 0, "seconds": 0.0}
+        for phase, solver in enumerate(solvers):
+            diagnose = method == "pbgd-free" and self.args.diagnostics > 0
+            observer = self._run(
+                solver, self.instructions, f"train-{phase}", self.args.steps // len(solvers),
+                self.args.time_budget and self.args.time_budget / len(solvers), diagnose,
+            )  # fmt: skip
+            first = first or observer.rows[0]
+            for name in found:
+                found[name] += observer.rows[-1].get(name, 0)
+        memory = peak_memory(self.args.device)
+        return {**found, "peak_memory_bytes": memory, "start": first, "trained": observer.rows[-1]}
+
+    def train_head_again(self) -> dict:
+        """Supervised fine-tuning of the head alone, on instructions not seen before."""
+        (solver,) = self.options.solvers("sft")
+        observer = self._run(
+            solver, self.later_instructions, "post-sft", self.args.post_steps,
+            self.args.post_time_budget, False,
+        )  # fmt: skip
+        seen = evaluate(self.model, self.test[0], self.seen, beta=self.args.beta).sft_loss
+        return {"post": {**observer.rows[-1], "train_sft_loss": seen}}
+
+    def _run(self, solver, instructions, name, steps, budget, diagnose) -> Observer:
+        args, checkpoint = self.args, self.folder / f"{name}.pt"
+        every = args.evaluate_every or max(1, steps // 10)
+        diagnostics = None
+        if diagnose:
+            count = max(1, 64 // args.batch)
+            sample = ([*itertools.islice(self.preferences, count)],
+                      [*itertools.islice(self.instructions, count)])  # fmt: skip
+            diagnostics = ResponseDiagnostics(
+                self.model, *sample, args.penalty, lr=args.head_lr, beta=args.beta,
+                every=max(1, steps // args.diagnostics),
+            )  # fmt: skip
+        observer = Observer(self.score, every, budget, self.folder / f"{name}.csv", diagnostics)
+        callbacks = [observer, Checkpoint(checkpoint, every=args.checkpoint_every)]
+        if args.tensorboard:
+            callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
+        solution = finetune(
+            self.model, solver, self.preferences, instructions, 10**6 if budget else steps,
+            beta=args.beta, callbacks=callbacks, log_every=max(1, steps // 50),
+            resume=checkpoint if args.resume and checkpoint.is_file() else None,
+        )  # fmt: skip
+        solution.history.to_csv(self.folder / f"{name}-history.csv", index=False)
+        return observer
+
+
+class Observer(Callback):
+    """Held-out losses and diagnostics along a run, and the budget: their time does not count."""
+
+    def __init__(self, score, every: int, budget: float | None, table: Path, diagnostics) -> None:
+        self.score, self.every, self.budget, self.table = score, every, budget, table
+        self.diagnostics = diagnostics
+        self.rows: list[dict] = []
+        self.lost = 0.0
+        self.tokens = 0
+
+    def on_start(self, run) -> None:
+        kept = []
+        if run.state.step > 0 and self.table.is_file():
+            kept = pd.read_csv(self.table).to_dict("records")
+        self.rows = [row for row in kept if row["step"] <= run.state.step]
+        if self.rows:
+            self.lost = max(run.elapsed - self.rows[-1]["seconds"], 0.0)
+            self.tokens = self.rows[-1]["tokens"]
+        else:
+            self._measure(run)
+
+    def on_step(self, run) -> None:
+        for stream in run.streams.values():
+            self.tokens += stream.last.ids.numel() * run.solver.accumulate
+        if run.state.step % self.every == 0:
+            self._measure(run)
+        if self.diagnostics is not None:
+            began = time.perf_counter()
+            self.diagnostics.on_step(run)
+            self.diagnostics.points.to_csv(self.table.with_name("diagnostics.csv"), index=False)
+            self.lost += time.perf_counter() - began
+
+    def on_log(self, run, record) -> bool:
+        return self.budget is not None and run.seconds - self.lost > self.budget
+
+    def on_end(self, run) -> None:
+        if not run.failed and self.rows[-1]["step"] != run.state.step:
+            self._measure(run)
+
+    def _measure(self, run) -> None:
+        began = time.perf_counter()
+        numbers = {"step": run.state.step, "steps": run.state.step, "tokens": self.tokens,
+                   "seconds": run.seconds - self.lost}  # fmt: skip
+        self.rows.append({**numbers, **self.score()})
+        pd.DataFrame(self.rows).to_csv(self.table, index=False)
+        self.lost += time.perf_counter() - began
+
+
+def peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+CARD = """---
+base_model: {base}
+library_name: peft
+tags: [bilevel, dpo, sft, lora]
+---
+
+LoRA adapter of the backbone (trained on preferences) and output head (on instructions), by the
+method {method} of the package `bilevel`, {steps} steps, {seconds:.0f} s.
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
+
+Held out: DPO loss {dpo_loss:.4f} (β = {beta}), preference accuracy {preference_accuracy:.3f},
+SFT loss {sft_loss:.4f} nats a token.
+"""
+
+
+def write_card(path: Path, args, data: Data, method: str, numbers: dict) -> None:
+    path.write_text(
+        CARD.format(
+            base=data.base, method=method, beta=args.beta, steps=numbers["steps"],
+            seconds=numbers["seconds"], **{
+                name: numbers["trained"][name]
+                for name in ("dpo_loss", "preference_accuracy", "sft_loss")
+            },
+        )
+    )  # fmt: skip
+
+
+# Report -----------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace) -> None:
+    """Table, figures and summary of every arm that --out holds a result of."""
+    from llm_report import draw, read_tables, table
+
+    methods: dict[str, list[dict]] = {}
+    for method in METHODS:
+        for result in sorted(args.out.glob(f"{method}-seed*/result.json")):
+            methods.setdefault(method, []).append(json.loads(result.read_text()))
+    summary = {"model": args.model or f"small {args.family}", "device": args.device,
+               "methods": methods}  # fmt: skip
+    write_json(args.out / "summary.json", summary)
+    history, diagnostics = read_tables(args.out)
+    history.to_csv(args.out / "history.csv", index=False)
+    draw(history, diagnostics, args.out)
+    print(table(summary))
+
+
+if __name__ == "__main__":
+    main()
