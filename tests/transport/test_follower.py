@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
+from bilevel.errors import VariableError
 from bilevel.problems.transport import (
     Equilibrium,
     Passengers,
@@ -165,3 +166,22 @@ def test_the_normal_matrix_is_what_it_says(seed: int) -> None:
         centred = routes[own] - mean
         expected += centred.T @ np.diag(t[own]) @ centred + weight[k] * np.outer(mean, mean)
     np.testing.assert_allclose(layout.normal_matrix(share, t, weight), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"capacity": np.ones(5)}, r"capacity has shape \(5,\), expected \(6,\)"),
+        ({"capacity": [1, 1, 0, 1, 1, 1]}, r"capacity\[2\] is 0, expected a finite number > 0"),
+        ({"capacity": [1, 1, 1, np.nan, 1, 1]}, r"capacity\[3\] is nan"),
+        ({"capacity": [np.inf] * 6}, r"capacity\[0\] is inf"),
+        ({"utility": np.ones((6, 1))}, r"utility has shape \(6, 1\)"),
+        ({"utility": [1, np.inf, 1, 1, 1, 1]}, r"utility\[1\] is inf, expected a finite number$"),
+        ({"toll": [-1.0] * 6}, r"toll\[0\] is -1, expected a finite number >= 0"),
+    ],
+)
+def test_what_no_one_can_respond_to_is_refused(wrong: dict[str, object], message: str) -> None:
+    network = three_node()
+    given = {"capacity": np.ones(6), "utility": network.alternative_cost, **wrong}
+    with pytest.raises(VariableError, match=message):
+        Passengers(network).respond(**given, pool=RoutePool(network))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bilevel.errors import OptionError, ProblemError
+from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.problems.transport import (
     Plan,
     PlanLimits,
@@ -127,6 +127,43 @@ def test_limits_that_do_not_fit_the_network(
 ) -> None:
     with pytest.raises(error, match=message):
         plan_network(three_node(), limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        # The direct link costs 1; a detour doubles what can be carried.
+        ({"budget": 0.29}, "least_share and budget: .* cost 0.3 at the least, and the budget is"),
+        ({"ceiling": 0.149}, "least_share and ceiling: no capacities up to the ceilings"),
+        ({"budget": 0.3, "ceiling": 9.0}, "cost 0.3 at the least.* or the ceilings"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_named(
+    limits: dict[str, float], message: str
+) -> None:
+    network = three_node()
+    share = np.zeros(6)
+    share[0] = 0.3
+    with pytest.raises(InfeasibleError, match=message):
+        plan_network(network, PlanLimits(**limits, least_share=share))
+
+
+def test_limits_with_a_little_room_between_them_are_kept() -> None:
+    share = np.zeros(6)
+    share[0] = 0.3
+    limits = PlanLimits(budget=0.303, ceiling=0.302, least_share=share)
+    plan = plan_network(three_node(), limits, steps=10, first_penalties=(1.0,))
+    assert plan.violation <= 1e-6
+    assert plan.assessment.share[0] == pytest.approx(0.301, abs=2e-3)
+
+
+def test_where_passengers_do_not_serve_a_planner_the_violation_says_so() -> None:
+    # Capacities for the least shares cost 21.2 at the least; routes that passengers choose, more.
+    limits = PlanLimits(budget=23.0, least_share=0.05)
+    plan = plan_network(nine_node(), limits, steps=25, first_penalties=(0.3,))
+    missing = np.max(0.05 - plan.assessment.share)
+    assert missing > 1e-3
+    assert plan.violation == pytest.approx(missing)
 
 
 @pytest.mark.parametrize(

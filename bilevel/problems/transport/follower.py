@@ -6,7 +6,9 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from bilevel.errors import VariableError
 from bilevel.problems.transport.capacity import Capacity, GivenCapacity
 from bilevel.problems.transport.interior_point import RoutePoint, RouteProgram, solve_routes
 from bilevel.problems.transport.network import TransportNetwork
@@ -108,10 +110,18 @@ class Passengers:
 
         Raises
         ------
+        VariableError
+            A capacity is not positive and finite, a utility not finite, or a toll negative, or
+            their number is another one.
         ResponseError
             The tolerance was not reached.
         """
-        return self.solve(GivenCapacity(capacity), utility, np.zeros_like(utility), pool, toll)
+        links, pairs = len(self.network.tail), len(self.network.origin)
+        capacity = _checked("capacity", capacity, links, above=0.0)
+        utility = _checked("utility", utility, pairs)
+        if toll is not None:
+            toll = _checked("toll", toll, links, least=0.0)
+        return self.solve(GivenCapacity(capacity), utility, np.zeros(pairs), pool, toll)
 
     def solve(
         self,
@@ -188,3 +198,19 @@ class Passengers:
             layout=layout,
             cost=shortest.cost,
         )
+
+
+def _checked(
+    name: str, values: npt.ArrayLike, count: int, *, above: float = -np.inf, least: float = -np.inf
+) -> Array:
+    """Values as finite float64, ``count`` of them, beyond a bound or at least another."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (count,):
+        raise VariableError(f"{name} has shape {array.shape}, expected ({count},)")
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array > above) & (array >= least)))
+    if len(wrong):
+        bound = " > 0" if above == 0 else " >= 0" if least == 0 else ""
+        raise VariableError(
+            f"{name}[{wrong[0]}] is {array[wrong[0]]:g}, expected a finite number{bound}"
+        )
+    return array

@@ -117,8 +117,8 @@ def solve_routes(
     raise ResponseError(
         f"the routes' program was solved to {residual:.1e} times its tolerance {final:.0e} "
         "only: the costs may differ by too many orders of magnitude (they are in units of the "
-        "logit, in which a difference of 1 changes the odds by the factor e), or a budget and a "
-        "minimal share contradict each other"
+        "logit, in which a difference of 1 changes the odds by the factor e), or limits may leave "
+        "too little room between them"
     )
 
 

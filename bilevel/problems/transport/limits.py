@@ -7,9 +7,13 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from bilevel.errors import OptionError, ProblemError
+from bilevel.errors import InfeasibleError, OptionError, ProblemError
+from bilevel.problems.transport.least_cost import construction_bound, least_construction_cost
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.routes import Array, RouteFinder
+
+#: What limits have to leave free between them, relative to each.
+_ROOM = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +65,9 @@ class PlanLimits:
         OptionError
             An array does not fit the network.
         ProblemError
-            The limits contradict each other, or no tolls could attract a pair's least share.
+            A limit leaves no room above the floor, or no tolls could attract a pair's least share.
+        InfeasibleError
+            No capacities within the ceiling and the budget could carry the least shares.
         """
         links, pairs = len(network.tail), len(network.origin)
         upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
@@ -85,7 +91,9 @@ class PlanLimits:
                 "at least 0 and below 1"
             )
         self._require_attainable(network, least)
-        return Bounds(lower, upper, budget, least)
+        bounds = Bounds(lower, upper, budget, least)
+        _require_consistent(network, bounds)
+        return bounds
 
     def _require_attainable(self, network: TransportNetwork, least: Array) -> None:
         cost = RouteFinder(network)(network.travel_cost).cost
@@ -109,6 +117,28 @@ class Bounds:
     upper: Array
     budget: float
     least_share: Array
+
+
+def _require_consistent(network: TransportNetwork, bounds: Bounds) -> None:
+    """The program, an interior-point method's, needs a little room to spare."""
+    served = bounds.least_share * network.demand
+    if not np.any(served) or (np.isinf(bounds.budget) and np.all(np.isinf(bounds.upper))):
+        return
+    affordable = bounds.budget * (1 - _ROOM)
+    cost = construction_bound(network, served)
+    if cost < affordable:
+        cost = least_construction_cost(network, served, bounds.lower, bounds.upper * (1 - _ROOM))
+    if np.isinf(cost):
+        raise InfeasibleError(
+            "least_share and ceiling: no capacities up to the ceilings carry the least shares of "
+            "all pairs at once: lower the shares, or raise the ceilings"
+        )
+    if cost >= affordable:
+        raise InfeasibleError(
+            f"least_share and budget: capacities that carry the least shares cost {cost:.6g} at "
+            f"the least, and the budget is {bounds.budget:g}: lower the shares, or raise the budget"
+            + ("" if np.all(np.isinf(bounds.upper)) else " or the ceilings")
+        )
 
 
 def _numbers(name: str, value: npt.ArrayLike | None) -> None:

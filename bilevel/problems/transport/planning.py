@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bilevel.callbacks import Checkpoint
-from bilevel.errors import OptionError, ProblemError
+from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.options import check_count, check_positive
 from bilevel.outer.difference_of_convex import DifferenceOfConvex
 from bilevel.problems.transport.assessment import Assessment, assess
@@ -46,7 +46,9 @@ class Plan:
         One row a stage: its name, the exact profit of the plan at its end, and its wall time in
         seconds, the exact assessment included.
     violation : float
-        Largest excess over a ceiling or the budget, in their units, or shortfall of a share.
+        Largest excess over a ceiling or the budget, in their units, or shortfall of a share: more
+        than 1e-6 where no plan within the limits was found. Limits that capacities and flows could
+        keep may still be out of reach, for passengers choose their routes themselves.
     """
 
     assessment: Assessment
@@ -99,7 +101,7 @@ def plan_network(
 
     Raises
     ------
-    OptionError, ProblemError
+    OptionError, ProblemError, InfeasibleError
         An option is out of range, or as :meth:`PlanLimits.of`.
     ResponseError
         A response was not solved to its tolerance.
@@ -155,6 +157,10 @@ class _Search:
                 break
             asked = asked + 1.5 * np.maximum(missing, 0.0)
             limits = dataclasses.replace(self.limits, least_share=asked)
+            try:
+                limits.of(self.network)
+            except (InfeasibleError, ProblemError):  # of what was asked for in addition
+                break
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
             found = assess(self.network, solution.x.numpy())

@@ -64,7 +64,7 @@ def transport_problem(
 
     Raises
     ------
-    OptionError, ProblemError
+    OptionError, ProblemError, InfeasibleError
         As :meth:`PlanLimits.of`.
     VariableError
         When it is evaluated where x or y has another form.
