@@ -12,6 +12,7 @@ from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.problems.transport import (
     Plan,
     PlanLimits,
+    TrueProfit,
     assess,
     nine_node,
     plan_network,
@@ -20,6 +21,7 @@ from bilevel.problems.transport import (
     seville,
     three_node,
 )
+from bilevel.state import State
 
 
 def test_three_nodes_reach_the_optimum() -> None:
@@ -33,7 +35,10 @@ def test_three_nodes_reach_the_optimum() -> None:
 
 @pytest.fixture(scope="module")
 def nine() -> Plan:
-    return plan_network(nine_node(), steps=60, first_penalties=(0.3,))
+    network = nine_node()
+    return plan_network(
+        network, steps=60, first_penalties=(0.3,), callbacks=[TrueProfit(network, every=59)]
+    )
 
 
 def test_nine_nodes_without_the_polish(nine: Plan) -> None:
@@ -42,10 +47,43 @@ def test_nine_nodes_without_the_polish(nine: Plan) -> None:
     assert nine.violation == 0.0
 
 
-def test_stages_report_what_they_led_to(nine: Plan) -> None:
-    assert list(nine.stages["stage"]) == ["BLOCC, penalty from 0.3", "trim"]
-    assert nine.stages["profit"].iloc[0] == nine.blocc.profit
-    assert nine.stages["profit"].iloc[-1] == nine.assessment.profit
+def test_a_plan_has_its_stages(nine: Plan) -> None:
+    assert nine.trimmed is nine.assessment
+    assert nine.polished is None
+    assert nine.search is None
+    assert list(nine.stages["stage"]) == ["BLOCC", "trimmed"]
+    assert list(nine.stages["profit"]) == [nine.blocc.profit, nine.trimmed.profit]
+    assert list(nine.stages["violation"]) == [0.0, 0.0]
+
+
+def test_the_true_profit_of_a_run_is_that_of_the_exact_check() -> None:
+    network, seen = three_node(), []
+
+    def note(record: dict[str, float], state: State) -> None:
+        seen.append(assess(network, state.x.numpy()).profit)
+
+    callbacks = [TrueProfit(network, every=2), note]
+    plan = plan_network(network, steps=9, first_penalties=(1.0,), callbacks=callbacks)
+    found = plan.solution.history["true_profit"]
+    np.testing.assert_array_equal(found.isna(), [False, True] * 4 + [False])
+    np.testing.assert_allclose(found[::2], seen[::2], atol=1e-5)
+    assert (found[::2] < -plan.solution.history["upper"][::2]).all()
+
+
+def test_the_true_profit_approaches_the_planned_one(nine: Plan) -> None:
+    history = nine.solution.history.dropna()
+    hope = -history["upper"] - history["true_profit"]
+    assert len(hope) == 2
+    assert hope.iloc[0] > 1.0
+    assert 0.0 < hope.iloc[-1] < 0.2
+
+
+def test_a_polished_plan_has_its_search() -> None:
+    plan = plan_network(nine_node(), steps=25, first_penalties=(0.3,), polish=1)
+    assert plan.polished is plan.assessment
+    assert plan.search is not None
+    assert plan.search.plan.profit == pytest.approx(plan.polished.profit, rel=1e-5)
+    assert plan.polished.profit >= plan.trimmed.profit
 
 
 def test_a_profit_is_that_of_the_exact_check(nine: Plan) -> None:
@@ -173,6 +211,7 @@ def test_where_passengers_do_not_serve_a_planner_the_violation_says_so() -> None
         ({"polish": -1}, "polish=-1"),
         ({"first_penalties": ()}, "first_penalties is empty"),
         ({"first_penalties": (0.0,)}, "first_penalties=0.0"),
+        ({"callbacks": print}, r"callbacks=.*callbacks=\[\.\.\.\]"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, object], message: str) -> None:

@@ -15,6 +15,7 @@ from bilevel.problems.transport.routes import RoutePool
 from bilevel.problems.transport.seville import seville, seville_start
 from bilevel.problems.transport.tolls import TollPlan, toll_plan, toll_profit
 from bilevel.problems.transport.tolls_search import TollPolish, polish_tolls
+from bilevel.problems.transport.true_profit import TrueProfit
 
 __all__ = [
     "Assessment",
@@ -26,6 +27,7 @@ __all__ = [
     "TollPlan",
     "TollPolish",
     "TransportNetwork",
+    "TrueProfit",
     "assess",
     "nine_node",
     "plan_network",

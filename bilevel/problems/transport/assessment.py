@@ -64,6 +64,11 @@ class Assessment:
         return self.revenue - self.construction_cost
 
     @property
+    def lower_gap(self) -> float:
+        """The gap in the units of the lower objective: a bound on g less v of the answer."""
+        return self.gap * max(abs(self.lower_value), float(self.network.demand.sum()))
+
+    @property
     def profit_error(self) -> float:
         r"""Bound on the profit's error that follows from the gap, were the answer exactly feasible.
 
@@ -72,8 +77,7 @@ class Assessment:
         the Cauchy–Schwarz inequality a revenue within :math:`\sqrt{\Delta \sum_k w_k m_k^2 / 2}`.
         """
         demand, fare = self.network.demand, self.network.fare
-        gap = self.gap * max(abs(self.lower_value), float(demand.sum()))
-        return float(np.sqrt(gap * (demand @ fare**2) / 2))
+        return float(np.sqrt(self.lower_gap * (demand @ fare**2) / 2))
 
     @property
     def share_served(self) -> float:

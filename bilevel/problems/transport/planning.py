@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bilevel.callbacks import Checkpoint
+from bilevel.callbacks import Callback, Checkpoint, Record
 from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.options import check_count, check_positive
 from bilevel.outer.difference_of_convex import DifferenceOfConvex
@@ -19,10 +20,11 @@ from bilevel.problems.transport.assessment import Assessment, assess
 from bilevel.problems.transport.limits import PlanLimits
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.problem import transport_problem, transport_start
-from bilevel.problems.transport.tolls_search import polish_tolls
+from bilevel.problems.transport.tolls_search import TollPolish, polish_tolls
 from bilevel.schedules import Geometric
 from bilevel.solution import Solution
 from bilevel.solvers.blocc import BLOCC
+from bilevel.state import State
 
 #: The penalty with which every run ends: the two responses then differ by a few thousandths.
 LAST_PENALTY = 500.0
@@ -37,14 +39,19 @@ class Plan:
     Attributes
     ----------
     assessment : Assessment
-        The plan, and the passengers' exact answer to it.
+        The plan, and the passengers' exact answer to it: that of the last stage.
     blocc : Assessment
         The same of the capacities with which the best run of BLOCC itself ended.
+    trimmed, polished : Assessment or None
+        The best plan after those stages, where they were asked for.
+    search : TollPolish or None
+        The polish's search on tolls; None also where that found no plan within the limits.
     solution : Solution
-        That run.
+        The best run of BLOCC.
     stages : pandas.DataFrame
-        One row a stage: its name, the exact profit of the plan at its end, and its wall time in
-        seconds, the exact assessment included.
+        One row a part of a stage: the stage ("BLOCC", "trimmed" or "polished"), what it did, the
+        exact profit and the violation of the plan at its end, and the seconds it took on the clock
+        and of the processor, the exact assessment included.
     violation : float
         Largest excess over a ceiling or the budget, in their units, or shortfall of a share: more
         than 1e-6 where no plan within the limits was found. Limits that capacities and flows could
@@ -53,6 +60,9 @@ class Plan:
 
     assessment: Assessment
     blocc: Assessment
+    trimmed: Assessment | None
+    polished: Assessment | None
+    search: TollPolish | None
     solution: Solution
     stages: pd.DataFrame
     violation: float
@@ -68,6 +78,7 @@ def plan_network(
     trim: bool = True,
     polish: int = 0,
     seed: int = 0,
+    callbacks: Sequence[Callback | Callable[[Record, State], Any]] = (),
     checkpoints: Path | None = None,
     progress: bool | None = None,
 ) -> Plan:
@@ -94,6 +105,8 @@ def plan_network(
         none. The plan is assessed anew, and kept if it is better.
     seed : int
         Of the polish.
+    callbacks : sequence
+        Of every run of BLOCC, see :meth:`BLOCC.solve`; for instance :class:`TrueProfit`.
     checkpoints : Path, optional
         A folder in which runs of BLOCC are saved, and from which they go on.
     progress : bool, optional
@@ -112,21 +125,33 @@ def plan_network(
         check_positive("first_penalties", first)
     if not first_penalties:
         raise OptionError("first_penalties is empty, expected one penalty or more, such as (1.0,)")
+    if not isinstance(callbacks, Sequence):
+        raise OptionError(f"callbacks={callbacks!r}, expected a list: callbacks=[...]")
     limits = limits or PlanLimits()
-    search = _Search(network, limits, steps, checkpoints, progress)
+    stages = _Stages(network, limits, steps, callbacks, checkpoints, progress)
     if start is None:
         start = 0.25 * network.demand.sum() / len(network.tail)
-    runs = [search.run(index, start, first) for index, first in enumerate(first_penalties)]
-    solution, blocc = max(runs, key=lambda run: search.rank(run[1]))
-    best = blocc
+    runs = [stages.run(index, start, first) for index, first in enumerate(first_penalties)]
+    solution, blocc = max(runs, key=lambda run: stages.rank(run[1]))
+    best, trimmed, polished, search = blocc, None, None, None
     if trim:
-        best = search.trim(best)
+        best = trimmed = stages.trim(best)
     if polish > 0:
-        best = search.polish(blocc, best, polish, seed)
-    return Plan(best, blocc, solution, pd.DataFrame(search.stages), search.violation(best))
+        polished, search = stages.polish(blocc, best, polish, seed)
+        best = polished
+    return Plan(
+        assessment=best,
+        blocc=blocc,
+        trimmed=trimmed,
+        polished=polished,
+        search=search,
+        solution=solution,
+        stages=pd.DataFrame(stages.rows),
+        violation=stages.violation(best),
+    )
 
 
-class _Search:
+class _Stages:
     """The stages of a plan, each of which ends with an exact assessment."""
 
     def __init__(
@@ -134,13 +159,15 @@ class _Search:
         network: TransportNetwork,
         limits: PlanLimits,
         steps: int,
+        callbacks: Sequence[Callback | Callable[[Record, State], Any]],
         checkpoints: Path | None,
         progress: bool | None,
     ) -> None:
         self.network, self.limits, self.bounds = network, limits, limits.of(network)
-        self.steps, self.checkpoints, self.progress = steps, checkpoints, progress
-        self.stages: list[dict[str, object]] = []
-        self._began = time.perf_counter()
+        self.steps, self.callbacks = steps, callbacks
+        self.checkpoints, self.progress = checkpoints, progress
+        self.rows: list[dict[str, object]] = []
+        self._began = time.perf_counter(), time.process_time()
 
     def run(self, index: int, start: npt.ArrayLike, first: float) -> tuple[Solution, Assessment]:
         """BLOCC along a rising penalty; where shares fall short, on from there with larger ones."""
@@ -149,7 +176,7 @@ class _Search:
         bounds = self.bounds
         solution = self._solve(self.limits, start, rising, self.steps, file)
         found = assess(self.network, solution.x.numpy())
-        self._note(f"BLOCC, penalty from {first:.3g}", found)
+        self._note("BLOCC", f"penalty from {first:.3g}", found)
         asked = bounds.least_share
         for _ in range(5):
             missing = bounds.least_share - found.share
@@ -164,7 +191,7 @@ class _Search:
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
             found = assess(self.network, solution.x.numpy())
-            self._note("BLOCC, larger shares asked for", found)
+            self._note("BLOCC", "larger shares asked for", found)
         return solution, found
 
     def _solve(
@@ -182,7 +209,7 @@ class _Search:
             problem,
             *transport_start(self.network, inside),
             max_steps=steps,
-            callbacks=[] if file is None else [Checkpoint(file, every=10)],
+            callbacks=[*self.callbacks, *([] if file is None else [Checkpoint(file, every=10)])],
             resume=file if file is not None and file.exists() else None,
             progress=self.progress,
         )
@@ -193,20 +220,22 @@ class _Search:
             capacity = plan.trimmed_capacity
             capacity[capacity <= 2 * self.bounds.lower] = 0.0
             plan = self._better(plan, assess(self.network, capacity))
-        self._note("trim", plan)
+        self._note("trimmed", "capacities as used", plan)
         return plan
 
-    def polish(self, blocc: Assessment, plan: Assessment, rounds: int, seed: int) -> Assessment:
+    def polish(
+        self, blocc: Assessment, plan: Assessment, rounds: int, seed: int
+    ) -> tuple[Assessment, TollPolish | None]:
         """Local search on the tolls at BLOCC's capacities: trimmed ones would not determine any."""
         toll = np.where(blocc.load > 2 * self.bounds.lower, blocc.toll, np.inf)
         try:
             found = polish_tolls(self.network, toll, rounds=rounds, seed=seed, limits=self.limits)
         except ProblemError:
-            self._note("polish, which found no plan within the limits", plan)
-            return plan
+            self._note("polished", "no plan within the limits was found", plan)
+            return plan, None
         plan = self._better(plan, assess(self.network, found.plan.load))
-        self._note("polish", plan)
-        return plan
+        self._note("polished", f"rounds: {rounds}", plan)
+        return plan, found
 
     def rank(self, plan: Assessment) -> tuple[bool, float]:
         """Plans within the limits first, then by profit."""
@@ -226,7 +255,16 @@ class _Search:
     def _better(self, plan: Assessment, other: Assessment) -> Assessment:
         return max(plan, other, key=self.rank)
 
-    def _note(self, stage: str, plan: Assessment) -> None:
-        now = time.perf_counter()
-        self.stages.append({"stage": stage, "profit": plan.profit, "seconds": now - self._began})
+    def _note(self, stage: str, what: str, plan: Assessment) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.rows.append(
+            {
+                "stage": stage,
+                "what": what,
+                "profit": plan.profit,
+                "violation": self.violation(plan),
+                "seconds": now[0] - self._began[0],
+                "cpu_seconds": now[1] - self._began[1],
+            }
+        )
         self._began = now
