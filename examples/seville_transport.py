@@ -24,7 +24,6 @@ The GraphML's edges have the attributes travel_cost and construction_cost.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -32,21 +31,17 @@ from pathlib import Path
 
 import networkx
 import numpy as np
-import pandas as pd
 import torch
 from output import write_configuration, write_json
 
-from bilevel.errors import BilevelError, OptionError, ProblemError
+from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
 from bilevel.problems.transport import (
-    Assessment,
     PlanLimits,
-    TollPolish,
     TransportNetwork,
-    assess,
+    TrueProfit,
     nine_node,
     plan_network,
-    polish_tolls,
     random_network,
     seville,
     seville_start,
@@ -55,17 +50,6 @@ from bilevel.problems.transport import (
 
 NETWORKS = {"three-node": three_node, "nine-node": nine_node, "seville": seville}
 QUICK = {"steps": 30, "first_penalties": [0.3], "polish": 2}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A plan, and the time since the beginning; seconds on the clock and of the processor."""
-
-    plan: Assessment
-    lower_gap: float
-    violation: float
-    seconds: float
-    cpu_seconds: float
 
 
 def main() -> None:
@@ -79,18 +63,28 @@ def main() -> None:
         start = read_start(args, network)
         limits.of(network)  # so that nothing is written where they contradict each other
         prepare_folder(args)
-        stages, history = plan_in_stages(args, network, limits, start)
+        plan = plan_network(
+            network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
+            trim=not args.no_trim, polish=args.polish, seed=args.seed,
+            callbacks=[TrueProfit(network, every=max(1, args.steps // 20))],
+            checkpoints=args.out / "checkpoints",
+        )  # fmt: skip
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    from transport_report import draw, summary, table
+    from transport_report import draw, history, summary, table
 
-    plan = list(stages.values())[-1].plan
-    write_json(args.out / "summary.json", summary(stages))
-    history.to_csv(args.out / "history.csv", index=False)
-    plan.plan.to_csv(args.out / "plan.csv", index=False)
-    networkx.write_graphml(plan.to_graph(), args.out / "plan.graphml")
-    draw(stages, history, args.out)
-    print(table(stages))
+    write_json(args.out / "summary.json", summary(plan))
+    history(plan).to_csv(args.out / "history.csv", index=False)
+    plan.assessment.plan.to_csv(args.out / "plan.csv", index=False)
+    networkx.write_graphml(plan.assessment.to_graph(), args.out / "plan.graphml")
+    draw(plan, args.out)
+    print(table(plan))
+    if plan.violation > 1e-6:
+        print(
+            f"\nNo plan within the limits was found: this one breaks them by {plan.violation:.2g}."
+        )
+    elif args.polish > 0 and plan.search is None:
+        print("\nThe polish was left out: it found no plan within the limits.")
     print(f"\n{time.perf_counter() - began:.0f} s; plan, tables and figures are in {args.out}/")
 
 
@@ -205,69 +199,6 @@ def require_same_run(args: argparse.Namespace) -> None:
                 f"--resume: the run in {args.out} had {name}={before.get(name)!r} and not "
                 f"{now[name]!r}; repeat its options, or leave --resume out"
             )
-
-
-def plan_in_stages(
-    args: argparse.Namespace, network: TransportNetwork, limits: PlanLimits, start: np.ndarray
-) -> tuple[dict[str, Stage], pd.DataFrame]:
-    """The plan after every stage, and the way there."""
-    began = time.perf_counter(), time.process_time()
-
-    def stage(plan: Assessment, lower_gap: float) -> Stage:
-        seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-        return Stage(plan, lower_gap, violation(limits, network, plan), *seconds)
-
-    found = plan_network(
-        network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
-        trim=not args.no_trim, checkpoints=args.out / "checkpoints",
-    )  # fmt: skip
-    stages = {"BLOCC": stage(found.blocc, found.solution.lower_gap)}
-    history = [found.solution.history.assign(stage="BLOCC")]
-    if not args.no_trim:
-        stages["trimmed"] = stage(found.assessment, certified_gap(found.assessment))
-    if args.polish > 0:
-        search = polish(args, network, limits, found.blocc)
-        if search is not None:
-            plans = assess(network, search.plan.load), found.assessment
-            better = max(plans, key=lambda plan: merit(limits, network, plan))
-            stages["polished"] = stage(better, certified_gap(better))
-            profits = [search.start_profit, *search.profits]
-            rounds = {"step": range(len(profits)), "upper": -np.array(profits)}
-            history.append(pd.DataFrame(rounds).assign(stage="polish"))
-    return stages, pd.concat(history, ignore_index=True)
-
-
-def polish(
-    args: argparse.Namespace, network: TransportNetwork, limits: PlanLimits, plan: Assessment
-) -> TollPolish | None:
-    """Search on tolls, from the multipliers of the plan's capacities."""
-    toll = np.where(plan.load > 2 * limits.of(network).lower, plan.toll, np.inf)
-    try:
-        return polish_tolls(network, toll, rounds=args.polish, seed=args.seed, limits=limits)
-    except ProblemError as error:
-        print(f"The polish was left out: {error}", file=sys.stderr)
-        return None
-
-
-def merit(limits: PlanLimits, network: TransportNetwork, plan: Assessment) -> tuple[bool, float]:
-    """Plans within the limits first, then by profit."""
-    return violation(limits, network, plan) <= 1e-6, plan.profit
-
-
-def violation(limits: PlanLimits, network: TransportNetwork, plan: Assessment) -> float:
-    """Largest excess over a ceiling or the budget, or shortfall of a share."""
-    bounds = limits.of(network)
-    return max(
-        0.0,
-        float(np.max(plan.capacity - bounds.upper)),
-        plan.construction_cost - bounds.budget,
-        float(np.max(bounds.least_share - plan.share)),
-    )
-
-
-def certified_gap(plan: Assessment) -> float:
-    """The bound on g - v of the exact answer, in the units of g."""
-    return plan.gap * max(abs(plan.lower_value), float(plan.network.demand.sum()))
 
 
 if __name__ == "__main__":

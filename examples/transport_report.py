@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from output import save_figure
 from transport_map import draw_map, is_built
 
-BLUE, GREEN = "#2f7ed8", "#2a9d78"
+from bilevel.problems.transport import Plan
+
+BLUE, GREEN, RED = "#2f7ed8", "#2a9d78", "#c8553d"
 #: Heading of the table, key in summary.json, digits.
 COLUMNS = {
     "true profit": ("true_profit", ".4f"),
@@ -28,41 +32,47 @@ COLUMNS = {
 # Table ------------------------------------------------------------------------------------------
 
 
-def summary(stages: dict) -> dict:
-    """The numbers of the last plan, and of each stage."""
-    rows = {name: _numbers(stage) for name, stage in stages.items()}
-    network = list(stages.values())[-1].plan.network
+def summary(plan: Plan) -> dict:
+    """The numbers of the plan, and of each stage."""
+    network = plan.assessment.network
     size = {"nodes": len(network.nodes), "links": len(network.tail), "pairs": len(network.origin)}
-    return {"network": network.name, **size, **list(rows.values())[-1], "stages": rows}
+    stages = numbers(plan)
+    return {"network": network.name, **size, **list(stages.values())[-1], "stages": stages}
 
 
-def _numbers(stage) -> dict:
-    plan = stage.plan
+def numbers(plan: Plan) -> dict[str, dict]:
+    """Of each stage's plan, and the seconds from the beginning to its end."""
+    seconds = plan.stages[["seconds", "cpu_seconds"]].cumsum()
+    plans = {"BLOCC": plan.blocc, "trimmed": plan.trimmed, "polished": plan.polished}
+    gaps = {name: each.lower_gap for name, each in plans.items() if each is not None}
+    gaps["BLOCC"] = plan.solution.lower_gap
     return {
-        "true_profit": plan.profit,
-        "trimmed_profit": plan.trimmed_profit,
-        "revenue": plan.revenue,
-        "construction_cost": plan.construction_cost,
-        "share_served": plan.share_served,
-        "links_built": int(is_built(plan).sum()),
-        "total_capacity": float(plan.capacity.sum()),
-        "unused_capacity": plan.unused_capacity,
-        "lower_gap": stage.lower_gap,
-        "certified_gap": plan.gap,
-        "profit_error": plan.profit_error,
-        "violation": stage.violation,
-        "seconds": stage.seconds,
-        "cpu_seconds": stage.cpu_seconds,
+        name: {
+            "true_profit": plans[name].profit,
+            "trimmed_profit": plans[name].trimmed_profit,
+            "revenue": plans[name].revenue,
+            "construction_cost": plans[name].construction_cost,
+            "share_served": plans[name].share_served,
+            "links_built": int(is_built(plans[name]).sum()),
+            "total_capacity": float(plans[name].capacity.sum()),
+            "unused_capacity": plans[name].unused_capacity,
+            "lower_gap": gaps[name],
+            "certified_gap": plans[name].gap,
+            "profit_error": plans[name].profit_error,
+            "violation": plan.stages.loc[name, "violation"],
+            **seconds.loc[name].to_dict(),
+        }
+        for name in gaps
     }
 
 
-def table(stages: dict) -> str:
+def table(plan: Plan) -> str:
     """One row a stage, judged by the passengers' exact answer."""
-    network = list(stages.values())[-1].plan.network
-    rows = {}
-    for name, stage in stages.items():
-        numbers = _numbers(stage)
-        rows[name] = {label: format(numbers[key], form) for label, (key, form) in COLUMNS.items()}
+    network = plan.assessment.network
+    rows = {
+        name: {label: format(stage[key], form) for label, (key, form) in COLUMNS.items()}
+        for name, stage in numbers(plan).items()
+    }
     return (
         f"{network.name}: {len(network.nodes)} nodes, {len(network.tail)} candidate links, "
         f"{len(network.origin)} pairs\n\n{pd.DataFrame(rows).T.to_string()}\n\n"
@@ -71,36 +81,55 @@ def table(stages: dict) -> str:
     )
 
 
-# Figures ----------------------------------------------------------------------------------------
+# History and figures -----------------------------------------------------------------------------
 
 
-def draw(stages: dict, history: pd.DataFrame, folder: Path) -> None:
-    """The map of the last plan, and the way to it."""
-    save_figure(draw_map(list(stages.values())[-1].plan), folder, "map")
-    save_figure(_convergence(stages, history), folder, "convergence")
+def history(plan: Plan) -> pd.DataFrame:
+    """The steps of the best run of BLOCC, and the rounds of the polish."""
+    steps = plan.solution.history.assign(stage="BLOCC")
+    if plan.search is None:
+        return steps
+    profits = np.array([plan.search.start_profit, *plan.search.profits])
+    rounds = pd.DataFrame({"step": np.arange(len(profits)), "true_profit": profits})
+    return pd.concat([steps, rounds.assign(stage="polish")], ignore_index=True)
 
 
-def _convergence(stages: dict, history: pd.DataFrame) -> Figure:
-    polished = history[history["stage"] == "polish"]
-    figure = Figure(figsize=(9.0 if len(polished) else 5.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2 if len(polished) else 1, squeeze=False)[0]
-    steps = history[history["stage"] == "BLOCC"]
-    panels[0].plot(steps["penalty"], -steps["upper"], color=BLUE, label="planned, at $y_γ$")
-    panels[0].plot(
-        steps["penalty"].iloc[-1], stages["BLOCC"].plan.profit, "o", color="k", markersize=5,
-        label="exact, at the end",
-    )  # fmt: skip
-    panels[0].set(xscale="log", xlabel="penalty γ", ylabel="profit")
-    if len(polished):
-        panels[1].plot(polished["step"], -polished["upper"], "o-", color=GREEN, markersize=3.5,
-                       label="polish, best so far")  # fmt: skip
-        panels[1].axhline(stages["BLOCC"].plan.profit, color="k", linewidth=0.8, linestyle=":",
-                          label="BLOCC, exact")  # fmt: skip
-        panels[1].set(xlabel="round of the search on tolls", ylabel="profit")
-        panels[1].xaxis.get_major_locator().set_params(integer=True)
+def draw(plan: Plan, folder: Path) -> None:
+    """The map of the plan, and the way to it."""
+    save_figure(draw_map(plan.assessment), folder, "map")
+    save_figure(_convergence(plan), folder, "convergence")
+
+
+def _convergence(plan: Plan) -> Figure:
+    polished = plan.search is not None
+    figure = Figure(figsize=(9.0 if polished else 5.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2 if polished else 1, squeeze=False)[0]
+    _draw_run(panels[0], plan)
+    if polished:
+        _draw_polish(panels[1], plan)
     for axes in panels:
+        axes.set_ylabel("profit")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{stages['BLOCC'].plan.network.name}", fontsize="medium")
+    figure.suptitle(plan.assessment.network.name, fontsize="medium")
     return figure
+
+
+def _draw_run(axes: Axes, plan: Plan) -> None:
+    steps = plan.solution.history
+    true = steps.dropna(subset=["true_profit"])
+    last = steps["penalty"].iloc[-1], plan.blocc.profit
+    axes.plot(steps["penalty"], -steps["upper"], color=BLUE, label="as planned, at $y_γ$")
+    axes.plot(true["penalty"], true["true_profit"], ".-", color=RED,
+              label="as passengers answer, at $y_g$")  # fmt: skip
+    axes.plot(*last, "o", color="k", markersize=5, label="exact check, at the end")
+    axes.set(xscale="log", xlabel="penalty γ")
+
+
+def _draw_polish(axes: Axes, plan: Plan) -> None:
+    profits = [plan.search.start_profit, *plan.search.profits]
+    axes.plot(profits, "o-", color=GREEN, markersize=3.5, label="polish, best so far")
+    axes.axhline(plan.blocc.profit, color="k", linewidth=0.8, linestyle=":", label="BLOCC, exact")
+    axes.set_xlabel("round of the search on tolls")
+    axes.xaxis.get_major_locator().set_params(integer=True)

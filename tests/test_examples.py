@@ -155,7 +155,10 @@ def test_transport_figures_history_and_configuration_are_written(planned):
         assert (folder / f"{figure}.svg").read_text().startswith("<?xml")
     history = pd.read_csv(folder / "history.csv")
     assert history.loc[history["stage"] == "BLOCC", "penalty"].is_monotonic_increasing
-    assert history.loc[history["stage"] == "polish", "upper"].is_monotonic_decreasing
+    assert history.loc[history["stage"] == "polish", "true_profit"].is_monotonic_increasing
+    true = history.loc[history["stage"] == "BLOCC", "true_profit"].dropna()
+    assert len(true) == 30
+    assert true.iloc[-1] == pytest.approx(16.4, abs=1.0)
     assert json.loads((folder / "config.json").read_text())["arguments"]["network"] == "nine-node"
     assert "true profit" in printed
 

@@ -51,9 +51,17 @@ def test_a_plan_has_its_stages(nine: Plan) -> None:
     assert nine.trimmed is nine.assessment
     assert nine.polished is None
     assert nine.search is None
-    assert list(nine.stages["stage"]) == ["BLOCC", "trimmed"]
+    assert list(nine.stages.index) == ["BLOCC", "trimmed"]
     assert list(nine.stages["profit"]) == [nine.blocc.profit, nine.trimmed.profit]
     assert list(nine.stages["violation"]) == [0.0, 0.0]
+
+
+def test_the_best_run_is_kept() -> None:
+    plan = plan_network(nine_node(), steps=15, first_penalties=(1.0, 0.3), trim=False)
+    assert list(plan.runs["first_penalty"]) == [1.0, 0.3]
+    assert plan.runs["profit"].nunique() == 2
+    assert plan.runs["profit"].max() == plan.blocc.profit == plan.assessment.profit
+    assert plan.trimmed is None
 
 
 def test_the_true_profit_of_a_run_is_that_of_the_exact_check() -> None:

@@ -48,10 +48,12 @@ class Plan:
         The polish's search on tolls; None also where that found no plan within the limits.
     solution : Solution
         The best run of BLOCC.
+    runs : pandas.DataFrame
+        One row a run of BLOCC: its first penalty, the exact profit and the violation of the plan
+        at its end, and how often it went on with larger shares.
     stages : pandas.DataFrame
-        One row a part of a stage: the stage ("BLOCC", "trimmed" or "polished"), what it did, the
-        exact profit and the violation of the plan at its end, and the seconds it took on the clock
-        and of the processor, the exact assessment included.
+        By "BLOCC", "trimmed" and "polished": the same of the best plan after the stage, and the
+        seconds that it took, on the clock and of the processor, exact assessments included.
     violation : float
         Largest excess over a ceiling or the budget, in their units, or shortfall of a share: more
         than 1e-6 where no plan within the limits was found. Limits that capacities and flows could
@@ -64,6 +66,7 @@ class Plan:
     polished: Assessment | None
     search: TollPolish | None
     solution: Solution
+    runs: pd.DataFrame
     stages: pd.DataFrame
     violation: float
 
@@ -133,6 +136,7 @@ def plan_network(
         start = 0.25 * network.demand.sum() / len(network.tail)
     runs = [stages.run(index, start, first) for index, first in enumerate(first_penalties)]
     solution, blocc = max(runs, key=lambda run: stages.rank(run[1]))
+    stages.end("BLOCC", blocc)
     best, trimmed, polished, search = blocc, None, None, None
     if trim:
         best = trimmed = stages.trim(best)
@@ -146,7 +150,8 @@ def plan_network(
         polished=polished,
         search=search,
         solution=solution,
-        stages=pd.DataFrame(stages.rows),
+        runs=pd.DataFrame(stages.runs),
+        stages=pd.DataFrame.from_dict(stages.rows, orient="index"),
         violation=stages.violation(best),
     )
 
@@ -166,7 +171,8 @@ class _Stages:
         self.network, self.limits, self.bounds = network, limits, limits.of(network)
         self.steps, self.callbacks = steps, callbacks
         self.checkpoints, self.progress = checkpoints, progress
-        self.rows: list[dict[str, object]] = []
+        self.runs: list[dict[str, float]] = []
+        self.rows: dict[str, dict[str, float]] = {}
         self._began = time.perf_counter(), time.process_time()
 
     def run(self, index: int, start: npt.ArrayLike, first: float) -> tuple[Solution, Assessment]:
@@ -176,9 +182,8 @@ class _Stages:
         bounds = self.bounds
         solution = self._solve(self.limits, start, rising, self.steps, file)
         found = assess(self.network, solution.x.numpy())
-        self._note("BLOCC", f"penalty from {first:.3g}", found)
-        asked = bounds.least_share
-        for _ in range(5):
+        asked, repeats = bounds.least_share, 0
+        while repeats < 5:
             missing = bounds.least_share - found.share
             if missing.max() <= NEGLIGIBLE:
                 break
@@ -191,7 +196,15 @@ class _Stages:
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
             found = assess(self.network, solution.x.numpy())
-            self._note("BLOCC", "larger shares asked for", found)
+            repeats += 1
+        self.runs.append(
+            {
+                "first_penalty": first,
+                "profit": found.profit,
+                "violation": self.violation(found),
+                "repeats": repeats,
+            }
+        )
         return solution, found
 
     def _solve(
@@ -220,7 +233,7 @@ class _Stages:
             capacity = plan.trimmed_capacity
             capacity[capacity <= 2 * self.bounds.lower] = 0.0
             plan = self._better(plan, assess(self.network, capacity))
-        self._note("trimmed", "capacities as used", plan)
+        self.end("trimmed", plan)
         return plan
 
     def polish(
@@ -228,14 +241,26 @@ class _Stages:
     ) -> tuple[Assessment, TollPolish | None]:
         """Local search on the tolls at BLOCC's capacities: trimmed ones would not determine any."""
         toll = np.where(blocc.load > 2 * self.bounds.lower, blocc.toll, np.inf)
+        found: TollPolish | None
         try:
             found = polish_tolls(self.network, toll, rounds=rounds, seed=seed, limits=self.limits)
         except ProblemError:
-            self._note("polished", "no plan within the limits was found", plan)
-            return plan, None
-        plan = self._better(plan, assess(self.network, found.plan.load))
-        self._note("polished", f"rounds: {rounds}", plan)
+            found = None
+        else:
+            plan = self._better(plan, assess(self.network, found.plan.load))
+        self.end("polished", plan)
         return plan, found
+
+    def end(self, stage: str, plan: Assessment) -> None:
+        """Note what a stage led to, and how long it took."""
+        now = time.perf_counter(), time.process_time()
+        self.rows[stage] = {
+            "profit": plan.profit,
+            "violation": self.violation(plan),
+            "seconds": now[0] - self._began[0],
+            "cpu_seconds": now[1] - self._began[1],
+        }
+        self._began = now
 
     def rank(self, plan: Assessment) -> tuple[bool, float]:
         """Plans within the limits first, then by profit."""
@@ -254,17 +279,3 @@ class _Stages:
 
     def _better(self, plan: Assessment, other: Assessment) -> Assessment:
         return max(plan, other, key=self.rank)
-
-    def _note(self, stage: str, what: str, plan: Assessment) -> None:
-        now = time.perf_counter(), time.process_time()
-        self.rows.append(
-            {
-                "stage": stage,
-                "what": what,
-                "profit": plan.profit,
-                "violation": self.violation(plan),
-                "seconds": now[0] - self._began[0],
-                "cpu_seconds": now[1] - self._began[1],
-            }
-        )
-        self._began = now
