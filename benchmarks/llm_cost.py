@@ -1,0 +1,230 @@
+"""What a step of LLM fine-tuning costs, against the two halves of it written by hand.
+
+The arms take the same batches in one process, in turns; a step's time is the median over all
+rounds. By hand means: the features of the instructions without a graph and a step of the head on
+them (SFT); the features of the preferences with one, and a step of the LoRA weights (DPO).
+PBGD-Free has more to do: its head also follows the preferences, which takes the head's forward and
+backward pass on them once more.
+
+    python benchmarks/llm_cost.py
+    python benchmarks/llm_cost.py --preset 1b --batch 8 --length 512 --bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bilevel.problems.llm import (
+    FineTuningOptions,
+    TokenBatch,
+    Tokens,
+    TwoLevelModel,
+    dpo_loss,
+    finetuning_problem,
+    sequence_log_probabilities,
+    sft_loss,
+    small_model,
+    token_log_probabilities,
+)
+
+PRESETS = {
+    "small": ("llama", 2048, 256, 6, 4),
+    "160m": ("gpt_neox", 50304, 768, 12, 12),
+    "1b": ("llama", 50304, 2048, 16, 16),
+}  # family, vocabulary, hidden size, layers, heads
+SFT, DPO = "head-only SFT by hand", "DPO by hand"
+METHODS = ("pbgd-free", "pbgd", "bome")
+
+Step = Callable[[int], None]
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = torch.device(args.device)
+    preferences, instructions = make_batches(args, device)
+    rows: dict[str, dict] = {name: {"times": []} for name in (SFT, DPO, *METHODS)}
+    for _ in range(args.rounds):
+        for name, row in rows.items():
+            measure(row, name, args, device, preferences, instructions)
+    table = summarise(rows, args, preferences[0], instructions[0], device)
+    print(table.to_string(float_format=lambda value: f"{value:.3g}"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(args.out / "cost.csv")
+    (args.out / "cost.json").write_text(json.dumps({
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "rows": table.reset_index().to_dict("records"),
+    }, indent=1))  # fmt: skip
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = parser.add_argument
+    option("--preset", choices=PRESETS, default="small", help="default: %(default)s")
+    option("--batch", type=int, default=4, help="records of each kind (default: %(default)s)")
+    option("--length", type=int, default=256, help="tokens of a record, half of them the prompt's "
+           "(default: %(default)s)")  # fmt: skip
+    option("--steps", type=int, default=8, help="timed steps a round (default: %(default)s)")
+    option("--warm-up", type=int, default=2, help="steps before them (default: %(default)s)")
+    option("--rounds", type=int, default=3, help="default: %(default)s")
+    option("--inner-steps", type=int, default=3, help="of pbgd and bome (default: %(default)s)")
+    option("--bf16", action="store_true", help="model in bfloat16, mixed precision")
+    option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    option("--peak-tflops", type=float, default=989.0,
+           help="of the device, for the share of peak (default: %(default)s, dense bf16 H100/H200)")  # fmt: skip
+    option("--out", type=Path, default=Path("results/llm_cost"))
+    return parser.parse_args()
+
+
+def make_batches(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """Random tokens; no padding, so that no arm can gain by leaving it out."""
+    generator = torch.Generator().manual_seed(0)
+    size = PRESETS[args.preset][1]
+
+    def batch(sequences: int) -> TokenBatch:
+        ids = torch.randint(1, size, (sequences, args.length), generator=generator).tolist()
+        return TokenBatch.of([Tokens(tuple(row), args.length // 2) for row in ids]).to(device)
+
+    reference = torch.zeros(2 * args.batch, device=device)
+    preferences = [batch(2 * args.batch) for _ in range(2)]
+    for each in preferences:
+        object.__setattr__(each, "reference", reference)
+    return preferences, [batch(args.batch) for _ in range(2)]
+
+
+def make_model(args: argparse.Namespace, device: torch.device) -> TwoLevelModel:
+    causal = small_model(*PRESETS[args.preset], context=args.length)
+    causal = causal.to(device, torch.bfloat16 if args.bf16 else torch.float32)
+    return TwoLevelModel(causal)
+
+
+def hand_written(
+    name: str, args: argparse.Namespace, model: TwoLevelModel, preferences: list, instructions: list
+) -> Step:
+    """The plain step, as one would write it for this one purpose."""
+    adam = {"lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.0}
+    device = model.device.type
+    leaves = [model.weight] if name == SFT else list(model.lora.values())
+    optimizer = torch.optim.AdamW(leaves, **adam)
+
+    def loss(number: int) -> Tensor:
+        if name == SFT:
+            batch = instructions[number % 2]
+            with torch.no_grad():
+                hidden = model.features(batch)
+            return sft_loss(token_log_probabilities(hidden, model.weight, batch.targets))
+        batch = preferences[number % 2]
+        head = model.weight.detach()
+        tokens = token_log_probabilities(model.features(batch), head, batch.targets)
+        return dpo_loss(sequence_log_probabilities(tokens, batch.lengths), batch.reference)
+
+    def step(number: int) -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+            value = loss(number)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def solver_step(
+    name: str, args: argparse.Namespace, model: TwoLevelModel, preferences: list, instructions: list
+) -> Step:
+    options = FineTuningOptions(
+        lr=1e-5, head_lr=1e-5, inner_steps=args.inner_steps,
+        autocast=torch.bfloat16 if args.bf16 else None,
+    )  # fmt: skip
+    (solver,) = options.solvers(name)
+    problem = finetuning_problem(model)
+    state = solver.init(problem, model.lora, model.weight)
+
+    def step(number: int) -> None:
+        solver.step(problem, state, preferences[number % 2], instructions[number % 2])
+
+    return step
+
+
+def measure(
+    row: dict, name: str, args: argparse.Namespace, device: torch.device, preferences: list,
+    instructions: list,
+) -> None:  # fmt: skip
+    model = make_model(args, device)
+    make = hand_written if name in (SFT, DPO) else solver_step
+    step = make(name, args, model, preferences, instructions)
+    if "tflop" not in row:
+        with FlopCounterMode(display=False) as counter:
+            step(0)
+        row["tflop"] = counter.get_total_flops() / 1e12
+    for number in range(args.warm_up):
+        step(number)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    for number in range(args.steps):
+        began = now(device)
+        step(number)
+        row["times"].append(now(device) - began)
+    if device.type == "cuda":
+        row["memory"] = torch.cuda.max_memory_allocated() / 2**30
+    row["state"] = 8 * (model.weight.numel() if name != DPO else 0) / 2**30
+    del step, model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def now(device: torch.device) -> float:
+    """Wall time once the GPU is done; CPU time without one."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def summarise(
+    rows: dict[str, dict], args: argparse.Namespace, preferences: TokenBatch,
+    instructions: TokenBatch, device: torch.device,
+) -> pd.DataFrame:  # fmt: skip
+    def seconds(name: str) -> float:
+        return statistics.median(rows[name]["times"])
+
+    tokens = {SFT: instructions.ids.numel(), DPO: preferences.ids.numel()}
+    table = []
+    for name, row in rows.items():
+        entry = {
+            "arm": name,
+            "ms a step": 1e3 * seconds(name),
+            "of SFT + DPO by hand": seconds(name) / (seconds(SFT) + seconds(DPO)),
+            "TFLOP of them": row["tflop"] / (rows[SFT]["tflop"] + rows[DPO]["tflop"]),
+            "tokens/s": tokens.get(name, sum(tokens.values())) / seconds(name),
+            "TFLOP/s": row["tflop"] / seconds(name),
+        }
+        if device.type == "cuda":
+            entry["share of peak"] = entry["TFLOP/s"] / args.peak_tflops
+            entry["peak GiB"] = row["memory"]
+            entry["of it Adam's, of y"] = row["state"]
+        table.append(entry)
+    return pd.DataFrame(table).set_index("arm")
+
+
+if __name__ == "__main__":
+    main()
