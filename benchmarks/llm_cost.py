@@ -110,8 +110,9 @@ def make_batches(
 
 
 def make_model(args: argparse.Namespace, device: torch.device) -> TwoLevelModel:
-    causal = small_model(*PRESETS[args.preset], context=args.length)
-    causal = causal.to(device, torch.bfloat16 if args.bf16 else torch.float32)
+    with device:
+        causal = small_model(*PRESETS[args.preset], context=args.length)
+    causal = causal.to(torch.bfloat16 if args.bf16 else torch.float32)
     return TwoLevelModel(causal)
 
 

@@ -158,6 +158,17 @@ def test_micro_batches_alternate_as_one_batch_does():
         torch.testing.assert_close(one, right, rtol=1e-6, atol=1e-10)
 
 
+def test_a_model_in_low_precision_trains_with_its_levels_in_single():
+    model = two_levels(dtype=torch.bfloat16)
+    assert {each.dtype for each in (*model.lora.values(), model.weight)} == {torch.float32}
+    assert model.backbone.embed_tokens.weight.dtype == torch.bfloat16
+    (solver,) = FineTuningOptions(lr=1e-2, head_lr=1e-2, autocast=torch.bfloat16).solvers("pbgd")
+    before = model.weight.detach().clone()
+    solution = finetune(model, solver, *batches(model), 10, log_every=1, progress=False)
+    assert solution.history["lower"].iloc[-1] < solution.history["lower"].iloc[0] - 0.1
+    assert not torch.equal(model.weight, before)
+
+
 # Saved models -----------------------------------------------------------------------------------
 
 RELOAD = """

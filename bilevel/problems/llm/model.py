@@ -93,8 +93,6 @@ class TwoLevelModel(nn.Module):
         self.causal = self.adapted.get_base_model()
         self._head = self.causal.get_submodule(head)
         self.weight: nn.Parameter = self._head.modules_to_save["default"].weight
-        if self.weight.dtype.itemsize < 4:  # the master weights of mixed precision
-            self.weight.data = self.weight.data.float()
         self.backbone: nn.Module = self.causal.base_model
         self.lora = {
             name: each
@@ -102,6 +100,8 @@ class TwoLevelModel(nn.Module):
             if "lora_" in name and each.requires_grad
         }
         self._check_head()
+        if self.weight.dtype.itemsize < 4:  # the master weights of mixed precision
+            self.weight.data = self.weight.data.float()
 
     @property
     def device(self) -> torch.device:
