@@ -84,9 +84,8 @@ def _fingerprint(model: TwoLevelModel, items: Sequence[Item]) -> str:
         for tokens in item:
             found.update(f"{tokens.prompt_length}:{tokens.ids}".encode())
     with model.as_reference() as head:
-        for weight in [*model.backbone.parameters(), head]:
-            if weight.requires_grad:
-                continue  # LoRA's
+        frozen = [p for name, p in model.backbone.named_parameters() if "lora_" not in name]
+        for weight in [*frozen, head]:
             part = weight.detach().reshape(-1)
             sums = torch.stack([part.float().sum(), part.float().square().sum()]).double()
             found.update(f"{tuple(weight.shape)} {sums.tolist()}".encode())
