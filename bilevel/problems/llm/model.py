@@ -44,7 +44,8 @@ class TwoLevelModel(nn.Module):
     adapted
         The ``peft`` model.
     backbone
-        The model without its head; may be wrapped in ``DistributedDataParallel``.
+        The model without its head. In several processes ``DistributedDataParallel(backbone)`` may
+        take its place, or ``fully_shard`` be applied to it.
 
     Raises
     ------
@@ -94,14 +95,18 @@ class TwoLevelModel(nn.Module):
         self._head = self.causal.get_submodule(head)
         self.weight: nn.Parameter = self._head.modules_to_save["default"].weight
         self.backbone: nn.Module = self.causal.base_model
-        self.lora = {
-            name: each
-            for name, each in self.backbone.named_parameters()
-            if "lora_" in name and each.requires_grad
-        }
         self._check_head()
         if self.weight.dtype.itemsize < 4:  # the master weights of mixed precision
             self.weight.data = self.weight.data.float()
+
+    @property
+    def lora(self) -> dict[str, nn.Parameter]:
+        """x, the LoRA weights by name."""
+        return {
+            name.removeprefix("module."): each
+            for name, each in self.backbone.named_parameters()
+            if "lora_" in name
+        }
 
     @property
     def device(self) -> torch.device:
