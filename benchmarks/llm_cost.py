@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--bf16", action="store_true", help="model in bfloat16, mixed precision")
     option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     option("--peak-tflops", type=float, default=989.0,
-           help="of the device, for the share of peak (default: %(default)s, dense bf16 H100/H200)")  # fmt: skip
+           help="of the device (default: %(default)s, an H100's or H200's dense bf16)")  # fmt: skip
     option("--out", type=Path, default=Path("results/llm_cost"))
     return parser.parse_args()
 

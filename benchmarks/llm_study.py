@@ -197,7 +197,8 @@ def report(args: argparse.Namespace, study: Study) -> None:
             rest = {k: v for k, v in found.items() if k not in ("post", "diagnostics", "on")}
             rows.append({**rest, **post})
     table = pd.DataFrame(rows).groupby("method", sort=False)
-    summary = table.mean().join(table.std().drop(columns=["seed", "lr"]), rsuffix=" sd")
+    spread = table.std().drop(columns=["seed", "lr"]).add_suffix(" sd")
+    summary = table.mean().join(spread)
     print("start", study.start["test"])
     print(summary.drop(columns="seed").T.to_string(float_format=lambda value: f"{value:.4g}"))
     summary.to_csv(args.out / "table.csv")
