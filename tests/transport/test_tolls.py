@@ -208,9 +208,12 @@ class TestPolish:
         assert plan.profit == pytest.approx(1.0, abs=0.05)
 
     def test_limits_that_it_cannot_meet_are_named(self) -> None:
-        limits = PlanLimits(ceiling=1e-2, least_share=0.1)
-        with pytest.raises(ProblemError, match="within the limits"):
-            polish_tolls(nine_node(), np.zeros(30), rounds=0, seconds=0.5, limits=limits)
+        network, start = nine_node(), np.zeros(30)
+        with pytest.raises(InfeasibleError, match="least_share and ceiling"):
+            polish_tolls(network, start, limits=PlanLimits(ceiling=1e-2, least_share=0.1))
+        limits = PlanLimits(ceiling=1.2, least_share=0.1)
+        with pytest.raises(ProblemError, match="no plan within the limits"):
+            polish_tolls(network, start, rounds=0, seconds=0.5, limits=limits)
 
     @pytest.mark.parametrize(
         ("options", "message"),
