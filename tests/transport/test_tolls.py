@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.special import expit
 
-from bilevel.errors import OptionError, ProblemError
+from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.problems.transport import (
     TransportNetwork,
     assess,
