@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions
+from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions, SpeechModel
 from bilevel.problems.speech.protocol import Protocol
 from bilevel.problems.speech.recognition import FineTuningOptions
 from bilevel.problems.speech.sources import StoredSpeech
@@ -127,6 +127,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--seeds", type=int, default=3, help="of encoder, quantiser and batches: 0, 1, ...")
     option("--preset", choices=PRESETS, default="tiny")
     option("--codes", type=int, help="the codebook's size, where not the preset's")
+    option("--codebooks", type=int, help="how many, where not the preset's")
     option("--steps", type=int, default=2000, help="of pretraining (default: %(default)s)")
     option("--lr", type=float, default=3e-3, help="default: %(default)s")
     option("--batch", type=int, default=16, help="crops a step (default: %(default)s)")
@@ -134,8 +135,10 @@ def parse_arguments() -> argparse.Namespace:
     option("--mask", type=float, nargs=2, metavar=("P", "SPAN"),
            help="probability and frames of a masked span, where not the preset's")  # fmt: skip
     option("--finetuning-steps", type=int, default=300, help="0: leave it out")
-    option("--encoder-lr", type=float, nargs="+", default=[1e-3, 3e-4],
-           help="rates of fine-tuning, one after another (default: 0.001 0.0003)")  # fmt: skip
+    option("--finetuning", type=float, nargs=3, action="append",
+           metavar=("HEAD", "ENCODER", "STEPS"),
+           help="rates of output layer and encoder, and first steps in which the encoder rests; "
+                "may be repeated (default: 0.01 0.002 60)")  # fmt: skip
     option("--labelled-minutes", type=float, default=5.0)
     option("--minutes", type=float, default=30.0, help="of speech without labels")
     option("--corpus-seed", type=int, default=0)
@@ -146,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--stop-after", type=float, help="seconds after which no further run is begun")
     option("--out", type=Path, default=Path("results/birq_study"))
     args = parser.parse_args()
+    args.finetuning = args.finetuning or [[0.01, 0.002, 60]]
     if args.stores is None:
         args.stores = args.out / "stores.pt"
     if not args.stores.is_file():
@@ -193,8 +197,7 @@ def run(args: argparse.Namespace, job: dict) -> dict:
     options = PRESETS[args.preset]
     share = options.labels.layer / options.encoder.layers
     changes = {"seed": seed, **arm.get("labels", {})}
-    if args.codes:
-        changes["codes"] = args.codes
+    changes |= {name: given for name in ("codes", "codebooks") if (given := getattr(args, name))}
     if "layer" in arm:
         changes["layer"] = max(1, round(arm["layer"] * options.encoder.layers))
     labels = dataclasses.replace(options.labels, **changes)
@@ -215,10 +218,17 @@ def run(args: argparse.Namespace, job: dict) -> dict:
     common = {"device": args.device, "log_every": 50, "progress": False}
     teacher = None
     if method == "relabel":
-        teacher = protocol.pretrain(_SOURCE, options, "best-rq", seed, **common).model
+        # The arm BEST-RQ has trained this model; without it, it is trained now.
+        saved = args.out / f"best-rq-seed{seed}"
+        if (saved / "config.json").is_file():
+            teacher = SpeechModel.from_pretrained(saved).to(args.device)
+        else:
+            teacher = protocol.pretrain(_SOURCE, options, "best-rq", seed, **common).model
         labels = dataclasses.replace(labels, seed=seed + 1000)
         options = dataclasses.replace(options, labels=labels)
     found = protocol.pretrain(_SOURCE, options, method, seed, teacher=teacher, **common)
+    if job["arm"] == "BEST-RQ":
+        found.model.save_pretrained(args.out / f"best-rq-seed{seed}")
     measured = protocol.represent(_SOURCE, found.model)
     result = {
         "probes": [each.value for each in measured.probes],
@@ -230,16 +240,19 @@ def run(args: argparse.Namespace, job: dict) -> dict:
     }
     if method != "scratch":
         result |= along_the_run(found.history)
-    for rate in args.encoder_lr if args.finetuning_steps else ():
+    for head_lr, encoder_lr, frozen in args.finetuning if args.finetuning_steps else ():
         tuned = dataclasses.replace(
             protocol,
-            finetuning=FineTuningOptions(head_lr=3e-3, encoder_lr=rate),
+            finetuning=FineTuningOptions(
+                head_lr=head_lr, encoder_lr=encoder_lr, frozen_steps=int(frozen)
+            ),
             finetuning_steps=args.finetuning_steps,
         )
         encoder = copy.deepcopy(found.model.encoder)
         heard = tuned.recognise(_SOURCE, encoder, seed, device=args.device, progress=False)
-        result[f"phone error rate, encoder rate {rate:g}"] = heard.errors.rate().value
-        result[f"errors, encoder rate {rate:g}"] = heard.errors.errors.tolist()
+        rates = f"{head_lr:g} {encoder_lr:g} {frozen:g}"
+        result[f"phone error rate, {rates}"] = heard.errors.rate().value
+        result[f"errors, {rates}"] = heard.errors.errors.tolist()
         result["lengths"] = heard.errors.lengths.tolist()
     return {**result, "seconds": time.perf_counter() - began}
 
@@ -285,7 +298,7 @@ def tables(results: list[dict], out: Path) -> None:
             "study": each["study"],
             "arm": each["arm"],
             **{
-                name.replace("phone error rate, encoder rate", "PER"): value
+                name.replace("phone error rate,", "PER"): value
                 for name, value in each.items()
                 if name.startswith("phone error rate")
             },
