@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from kept_results import require_same_options
 
 from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions, SpeechModel
 from bilevel.problems.speech.protocol import Protocol
@@ -96,6 +97,9 @@ _SOURCE: StoredSpeech | None = None
 def main() -> None:
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
+    require_same_options(
+        args.out, args, free={"study", "arms", "seeds", "jobs", "stop_after", "out"}
+    )
     results = args.out / "results.jsonl"
     done = {key_of(each) for each in read(results)}
     jobs = [

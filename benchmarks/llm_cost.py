@@ -13,6 +13,7 @@ backward pass on them once more.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import platform
@@ -103,9 +104,9 @@ def make_batches(
         return TokenBatch.of([Tokens(tuple(row), args.length // 2) for row in ids]).to(device)
 
     reference = torch.zeros(2 * args.batch, device=device)
-    preferences = [batch(2 * args.batch) for _ in range(2)]
-    for each in preferences:
-        object.__setattr__(each, "reference", reference)
+    preferences = [
+        dataclasses.replace(batch(2 * args.batch), reference=reference) for _ in range(2)
+    ]
     return preferences, [batch(args.batch) for _ in range(2)]
 
 
@@ -186,7 +187,6 @@ def measure(
         row["times"].append(now(device) - began)
     if device.type == "cuda":
         row["memory"] = torch.cuda.max_memory_allocated() / 2**30
-    row["state"] = 8 * (model.weight.numel() if name != DPO else 0) / 2**30
     del step, model
     gc.collect()
     if device.type == "cuda":
@@ -222,7 +222,6 @@ def summarise(
         if device.type == "cuda":
             entry["share of peak"] = entry["TFLOP/s"] / args.peak_tflops
             entry["peak GiB"] = row["memory"]
-            entry["of it Adam's, of y"] = row["state"]
         table.append(entry)
     return pd.DataFrame(table).set_index("arm")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from kept_results import require_same_options
 
 from bilevel.callbacks import Callback
 from bilevel.problems.llm import (
@@ -44,6 +45,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    require_same_options(args.out, args, free={"method", "seeds", "lrs", "out"})
     study = Study(args)
     for method in args.method:
         rates = {rate: study.run(method, rate, 0, on="validation") for rate in args.lrs}
@@ -75,33 +77,33 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Budget(Callback):
-    """Ends a run when its time is over."""
+    """Ends a run when its time is over; diagnostics at its start, middle and end do not count."""
 
     def __init__(self, seconds: float, device: str, diagnostics=None) -> None:
         self.clock = time.process_time if device == "cpu" else time.perf_counter
-        self.end = self.clock() + seconds
+        self.began, self.seconds = self.clock(), seconds
         self.diagnostics = diagnostics
-        self.half = self.clock() + seconds / 2
+        self.marks = [0.0, 0.5 * seconds]
+
+    def used(self) -> float:
+        return self.clock() - self.began
 
     def on_step(self, run) -> None:
-        if self.diagnostics is None:
-            return
-        if run.state.step == 1 or (self.half and self.clock() > self.half):
-            self.half = self.half if run.state.step == 1 else None
+        if self.marks and self.used() > self.marks[0]:
+            self.marks.pop(0)
             self._measure(run)
 
     def _measure(self, run) -> None:
-        began = self.clock()
-        self.diagnostics.measure(run.state.step)
-        self.end += self.clock() - began
-        self.half = self.half and self.half + self.clock() - began
+        if self.diagnostics is not None:
+            before = self.clock()
+            self.diagnostics.measure(run)
+            self.began += self.clock() - before
 
     def on_log(self, run, record) -> bool:
-        return self.clock() > self.end
+        return self.used() > self.seconds
 
     def on_end(self, run) -> None:
-        if self.diagnostics is not None:
-            self._measure(run)
+        self._measure(run)
 
 
 class Study:
@@ -110,8 +112,10 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         corpus = library_corpus(args.records, args.records, 300)
-        base = args.out / "base"
-        _, tokenizer = small_base(base, corpus.texts, steps=args.base_steps, device=args.device)
+        self.base = args.out / f"base-{args.base_steps}"
+        _, tokenizer = small_base(
+            self.base, corpus.texts, steps=args.base_steps, device=args.device
+        )
         parts = (corpus.preferences, corpus.instructions, corpus.later_instructions,
                  corpus.test_preferences, corpus.test_instructions)  # fmt: skip
         items = [tokenize(part, tokenizer, CONTEXT) for part in parts]
@@ -134,7 +138,7 @@ class Study:
     def _model(self, seed: int) -> TwoLevelModel:
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(self.args.out / "base")
+        base = AutoModelForCausalLM.from_pretrained(self.base)
         return TwoLevelModel(base.to(self.args.device), seed=seed)
 
     def _loader(self, items, seed=None) -> TokenLoader:
@@ -158,7 +162,7 @@ class Study:
         diagnostics = None
         if method == "pbgd-free" and on == "test":
             sample = ([next(iter(loader))] for loader in (preferences, instructions))
-            diagnostics = ResponseDiagnostics(model, *sample, args.penalty, every=10**9, lr=1e-3)
+            diagnostics = ResponseDiagnostics(model, *sample, args.penalty, every=1, lr=1e-3)
         solvers, steps = options.solvers(method), 0
         for solver in solvers:
             budget = Budget(args.budget / len(solvers), args.device, diagnostics)

@@ -45,6 +45,10 @@ class BatchStream:
         self._random = _random_state(loader)
         self._iterator: Iterator[Any] | None = None
 
+    def current(self) -> Any:
+        """The batch drawn last; before the first, as in a finished run that is resumed, that."""
+        return self._one() if self.last is None else self.last
+
     def next(self, count: int = 1) -> Any:
         """The next batch, or with ``count`` > 1 the list of the next ``count`` batches."""
         if count > 1:

@@ -54,15 +54,26 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     monitor : str
-        Column of the history, smaller is better.
+        Column of the history.
     patience : int
         Logged records without improvement that are allowed.
     min_delta : float
         What counts as an improvement.
+    mode : {"min", "max"}
+        Whether smaller or larger is better.
     """
 
-    def __init__(self, monitor: str = "upper", patience: int = 10, min_delta: float = 0.0) -> None:
+    def __init__(
+        self,
+        monitor: str = "upper",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "min",
+    ) -> None:
         check_count("patience", patience)
+        if mode not in ("min", "max"):
+            raise OptionError(f"mode={mode!r}, expected 'min' or 'max'")
+        self._sign = 1.0 if mode == "min" else -1.0
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
@@ -81,8 +92,9 @@ class EarlyStopping(Callback):
             raise OptionError(
                 f"EarlyStopping monitors {self.monitor!r}, the history has {', '.join(record)}"
             )
-        if record[self.monitor] < self._best - self.min_delta:
-            self._best, self._waited = record[self.monitor], 0
+        value = self._sign * record[self.monitor]
+        if value < self._best - self.min_delta:
+            self._best, self._waited = value, 0
         else:
             self._waited += 1
         return self._waited >= self.patience

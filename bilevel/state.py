@@ -95,7 +95,7 @@ class State:
     finished
         whether the outer step has nothing left to do.
     outer_state
-        what the outer step carries (multipliers, stage, curvature), by name.
+        what the outer step, or the solver, carries (multipliers, stage, curvature), by name.
     """
 
     upper: Level

@@ -32,7 +32,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.distributed as dist
-from output import write_configuration, write_json
+from output import peak_memory, write_configuration, write_json
+from runs import device_of, make_folder, parse, require_least, require_same_run
 
 from bilevel.callbacks import Checkpoint, TensorBoard
 from bilevel.distributed import rank
@@ -47,6 +48,8 @@ from bilevel.problems.speech.sources import SpeechSource, StoredSpeech, Streamed
 
 ALL_METHODS = ("scratch", "best-rq", "birq", "relabel")
 STAGES = ("pretrain", "finetune", "all")
+#: What a resumed run may be given anew.
+FREE = {"stage", "method", "seeds", "checkpoint_every", "tensorboard", "workers", "device"}
 QUICK = {"steps": 30, "finetuning_steps": 30, "minutes": 2.0, "labelled_minutes": 1.0,
          "test_utterances": 24, "seeds": 1}  # fmt: skip
 
@@ -58,8 +61,10 @@ def main() -> None:
         require("matplotlib", "plot")
         start_processes(args)
         options, source = model_options(args), read_source(args)
+        if args.resume:
+            require_same_run(args.out, args, FREE)
         if rank() == 0:
-            args.out.mkdir(parents=True, exist_ok=True)
+            make_folder(args.out)
             write_configuration(args.out, args)
         for seed in range(args.seed, args.seed + args.seeds):
             for method in args.method:
@@ -129,20 +134,17 @@ def parse_arguments() -> argparse.Namespace:
     train("--resume", action="store_true", help="go on where the last run in --out stood")
     train("--quick", action="store_true", help="a few steps on a small corpus: under a minute")
     train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
-    args = parser.parse_args()
-    if args.quick:
-        vars(args).update(QUICK)
+    args = parse(parser, QUICK)
+    counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every")
+    require_least(parser, args, seed=0, **dict.fromkeys(counts, 1))
     if (args.data == "espeak") != (args.labelled is None and args.test is None):
         parser.error("--labelled and --test go with --data FOLDER, and it needs both")
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: at least 1 is needed")
     return args
 
 
 def start_processes(args: argparse.Namespace) -> None:
     """Join the process group where torchrun started several; choose the device."""
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = device_of(args.device)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
         if args.device == "cuda":
@@ -193,6 +195,8 @@ def run_arm(
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== {method}, seed {seed}", flush=True)
     options = dataclasses.replace(options, labels=dataclasses.replace(options.labels, seed=seed))
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(args.device)
     protocol = Protocol(
         pretraining=PretrainingOptions(
             steps=args.steps, lr=args.lr, penalty=args.penalty, anchor_share=args.anchor_share,
@@ -292,14 +296,6 @@ def measure(
         "finetuning_seconds": heard.seconds,
         "peak_memory_bytes": peak_memory(args.device),
     }
-
-
-def peak_memory(device: str) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # Report -----------------------------------------------------------------------------------------

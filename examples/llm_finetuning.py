@@ -25,18 +25,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-from output import write_configuration, write_json
+from output import peak_memory, write_configuration, write_csv, write_json
+from runs import device_of, make_folder, parse, require_least, require_same_run
 
 from bilevel.callbacks import Callback, Checkpoint, TensorBoard
-from bilevel.errors import BilevelError, OptionError
+from bilevel.errors import BilevelError, DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.problems.llm import (
     METHODS,
@@ -54,10 +57,15 @@ from bilevel.problems.llm import (
     small_base,
     tokenize,
 )
+from bilevel.problems.llm.records import TEMPLATE
 
 STAGES = ("train", "post-sft", "all")
+#: What a resumed run may be given anew.
+FREE = {"stage", "method", "seeds", "tensorboard", "device"}
+#: What the second stage may be given anew.
+OF_THE_HEAD = {"post_steps", "post_time_budget", "head_lr", "sft_data", "evaluate_every", "batch"}
 QUICK = {"base_steps": 20, "records": 40, "test_records": 20, "steps": 6, "post_steps": 4,
-         "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 1}  # fmt: skip
+         "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 0}  # fmt: skip
 
 
 def main() -> None:
@@ -66,8 +74,15 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         require("transformers", "llm").utils.logging.disable_progress_bar()
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_configuration(args.out, args)
+        args.device = device_of(args.device)
+        method_options(args, args.seed)  # so that nothing is written where they are wrong
+        if args.resume:
+            require_same_run(args.out, args, FREE)
+        make_folder(args.out)
+        if args.stage != "post-sft":
+            write_configuration(args.out, args)
+        else:
+            require_same_run(args.out, args, FREE | OF_THE_HEAD)
         data = Data.read(args)
         for seed in range(args.seed, args.seed + args.seeds):
             for method in args.method:
@@ -90,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
          help="that the small model is pretrained for (default: %(default)s)")  # fmt: skip
     data("--preference-data", help="JSONL (prompt, chosen, rejected), or name of a data set")
     data("--sft-data", help="JSONL (prompt, response), or name of a data set")
+    data("--template", default=TEMPLATE.replace("\n", "\\n"),
+         help="of JSONL and data sets: what prompts are written into; {} leaves them as they are "
+         "(default: %(default)s)")  # fmt: skip
     data("--records", type=int, default=800,
          help="of each kind, of instructions twice (default: %(default)s)")  # fmt: skip
     data("--test-records", type=int, default=200,
@@ -124,25 +142,32 @@ def parse_arguments() -> argparse.Namespace:
     how("--bf16", action="store_true", help="model in bfloat16, mixed precision")
     how("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
     how("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
-    how("--evaluate-every", type=int, help="steps (default: ten times a run)")
+    how("--evaluate-every", type=int,
+        help="steps between scores, and checkpoints (default: ten times a run)")  # fmt: skip
     how("--diagnostics", type=int, default=3,
-        help="times that flatness and bias are measured along pbgd-free (default: 3)")  # fmt: skip
-    how("--checkpoint-every", type=int, default=50, help="steps (default: %(default)s)")
+        help="times that flatness and bias are measured along pbgd-free, each of which takes as "
+        "long as 200 steps of the head; 0 for none (default: 3)")  # fmt: skip
     how("--tensorboard", action="store_true", help="write logs for TensorBoard")
     how("--resume", action="store_true", help="go on where the last run in --out stood")
     how("--quick", action="store_true", help="a few steps: under a minute")
     how("--out", type=Path, default=Path("results/llm_finetuning"), help="default: %(default)s")
-    args = parser.parse_args()
-    if args.quick:
-        vars(args).update(QUICK)
+    args = parse(parser, QUICK)
     if (args.preference_data is None) != (args.sft_data is None):
         parser.error("--preference-data and --sft-data go together")
-    for name in ("steps", "post_steps", "seeds", "records", "test_records", "base_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.template = args.template.replace("\\n", "\n")
+    counts = ("steps", "post_steps", "seeds", "records", "test_records", "base_steps", "batch",
+              "accumulate", "max_length", "evaluate_every")  # fmt: skip
+    require_least(parser, args, seed=0, diagnostics=0, **dict.fromkeys(counts, 1))
+    require_least(parser, args, time_budget=1e-3, post_time_budget=1e-3)
     return args
+
+
+def method_options(args: argparse.Namespace, seed: int) -> FineTuningOptions:
+    return FineTuningOptions(
+        lr=args.lr, head_lr=args.head_lr, penalty=args.penalty, inner_steps=args.inner_steps,
+        accumulate=args.accumulate, seed=seed,
+        autocast=torch.bfloat16 if args.bf16 else None,
+    )  # fmt: skip
 
 
 # Model and data ---------------------------------------------------------------------------------
@@ -167,26 +192,21 @@ class Data:
                      corpus.test_preferences, corpus.test_instructions]  # fmt: skip
             base = args.model or pretrained_base(args, corpus.texts)
         else:
-            base = args.model or sys.exit("--preference-data and --sft-data need a --model")
+            base = args.model or pretrained_base(args, library_corpus(1, 1, 1).texts)
             size, tests = args.records, args.test_records
-            preferences = list(
-                read_records(Preference, args.preference_data, count=size + tests, streaming=True)
-            )
-            instructions = list(
-                read_records(Instruction, args.sft_data, count=2 * size + tests, streaming=True)
-            )
+            preferences = own_records(args, Preference, args.preference_data, size + tests)
+            instructions = own_records(args, Instruction, args.sft_data, 2 * size + tests)
             parts = [preferences[:size], instructions[:size], instructions[size : 2 * size],
                      preferences[size:], instructions[2 * size :]]  # fmt: skip
-        tokenizer = require("transformers", "llm").AutoTokenizer.from_pretrained(base)
+        tokenizer = from_pretrained("AutoTokenizer", base)
         return cls(
             str(base),
             *(tokenize(p, tokenizer, args.max_length, drop_long=args.drop_long) for p in parts),
         )
 
     def model(self, args: argparse.Namespace, seed: int) -> TwoLevelModel:
-        transformers = require("transformers", "llm")
         dtype = torch.bfloat16 if args.bf16 else torch.float32
-        causal = transformers.AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+        causal = from_pretrained("AutoModelForCausalLM", self.base, dtype=dtype)
         causal.to(args.device)
         model = TwoLevelModel(causal, args.rank, args.alpha, args.targets, seed)
         if args.gradient_checkpointing:
@@ -195,9 +215,26 @@ class Data:
         return model
 
 
+def from_pretrained(kind: str, name: str | Path, **options):
+    try:
+        return getattr(require("transformers", "llm"), kind).from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--model {name}: {str(error).splitlines()[0]}") from error
+
+
+def own_records(args: argparse.Namespace, kind: type, source: str, count: int) -> list:
+    try:
+        return list(read_records(kind, source, template=args.template, count=count, streaming=True))
+    except DatasetError as error:
+        wanted = f"{args.records} to train on, {args.test_records} held out"
+        hint = f" (--records, --test-records: {wanted})" if "are wanted" in str(error) else ""
+        raise DatasetError(f"{error}{hint}") from error
+
+
 def pretrained_base(args: argparse.Namespace, texts) -> Path:
     """The small model of this --out, trained where it is not there yet."""
-    folder = args.out / f"base-{args.family}-{args.base_steps}"
+    content = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
+    folder = args.out / f"base-{args.family}-{args.base_steps}-{content}"
     if not (folder / "config.json").is_file():
         print(f"pretraining the small model: {args.base_steps} steps", flush=True)
     small_base(folder, texts, family=args.family, steps=args.base_steps, device=args.device)
@@ -218,20 +255,24 @@ def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> Non
         return
     print(f"== {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(args.device)
     model = data.model(args, seed)
     trainer = Trainer(args, data, model, seed, folder)
     if args.stage == "post-sft" or (args.resume and "trained" in numbers):
-        if not adapter.is_dir():
-            raise OptionError(f"no adapter in {adapter}: run --stage train first")
+        if not adapter.is_dir() or "trained" not in numbers:
+            raise OptionError(f"no finished adapter in {folder}: run --stage train first")
         model.load_pretrained(adapter)
     else:
+        if not args.resume:  # what an earlier run left here would not fit this one's adapter
+            shutil.rmtree(folder)
+            folder.mkdir()
         numbers |= trainer.train(method)
-        model.save_pretrained(adapter)
-        write_card(folder / "adapter" / "README.md", args, data, method, numbers)
+        save(model, adapter, args, data, method, numbers["trained"])
         write_json(result, numbers)
     if args.stage != "train":
         numbers |= trainer.train_head_again()
-        model.save_pretrained(folder / "adapter-post-sft")
+        save(model, folder / "adapter-post-sft", args, data, method, numbers["post"])
         write_json(result, numbers)
 
 
@@ -240,11 +281,7 @@ class Trainer:
 
     def __init__(self, args, data: Data, model: TwoLevelModel, seed: int, folder: Path) -> None:
         self.args, self.model, self.folder = args, model, folder
-        self.options = FineTuningOptions(
-            lr=args.lr, head_lr=args.head_lr, penalty=args.penalty, inner_steps=args.inner_steps,
-            beta=args.beta, accumulate=args.accumulate, seed=seed,
-            autocast=torch.bfloat16 if args.bf16 else None,
-        )  # fmt: skip
+        self.options = method_options(args, seed)
         reference, test_reference = (
             reference_log_probabilities(model, items, args.batch, cache=args.out / "reference")
             for items in (data.preferences, data.test_preferences)
@@ -271,18 +308,24 @@ class Trainer:
     def train(self, method: str) -> dict:
         """The method's phases; held-out losses before and after."""
         solvers = self.options.solvers(method)
-        first, found = None, {"steps": 0, "tokens": 0, "seconds": 0.0}
+        first, found = None, {"step": 0, "tokens": 0, "seconds": 0.0}
         for phase, solver in enumerate(solvers):
             diagnose = method == "pbgd-free" and self.args.diagnostics > 0
+            steps = max(1, self.args.steps // len(solvers))
             observer = self._run(
-                solver, self.instructions, f"train-{phase}", self.args.steps // len(solvers),
+                solver, self.instructions, f"train-{phase}", steps,
                 self.args.time_budget and self.args.time_budget / len(solvers), diagnose,
             )  # fmt: skip
             first = first or observer.rows[0]
             for name in found:
-                found[name] += observer.rows[-1].get(name, 0)
-        memory = peak_memory(self.args.device)
-        return {**found, "peak_memory_bytes": memory, "start": first, "trained": observer.rows[-1]}
+                found[name] += observer.rows[-1][name]
+        return {
+            "steps": found.pop("step"),
+            **found,
+            "peak_memory_bytes": peak_memory(self.args.device),
+            "start": first,
+            "trained": observer.rows[-1],
+        }
 
     def train_head_again(self) -> dict:
         """Supervised fine-tuning of the head alone, on instructions not seen before."""
@@ -306,8 +349,8 @@ class Trainer:
                 self.model, *sample, args.penalty, lr=args.head_lr, beta=args.beta,
                 every=max(1, steps // args.diagnostics),
             )  # fmt: skip
-        observer = Observer(self.score, every, budget, self.folder / f"{name}.csv", diagnostics)
-        callbacks = [observer, Checkpoint(checkpoint, every=args.checkpoint_every)]
+        observer = Observer(self, every, budget, self.folder / f"{name}.csv", diagnostics)
+        callbacks = [observer, Checkpoint(checkpoint, every=every)]
         if args.tensorboard:
             callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
         solution = finetune(
@@ -322,33 +365,41 @@ class Trainer:
 class Observer(Callback):
     """Held-out losses and diagnostics along a run, and the budget: their time does not count."""
 
-    def __init__(self, score, every: int, budget: float | None, table: Path, diagnostics) -> None:
-        self.score, self.every, self.budget, self.table = score, every, budget, table
+    def __init__(
+        self, trainer: Trainer, every: int, budget: float | None, table: Path, diagnostics
+    ) -> None:
+        self.trainer, self.every, self.budget, self.table = trainer, every, budget, table
         self.diagnostics = diagnostics
         self.rows: list[dict] = []
         self.lost = 0.0
         self.tokens = 0
+        self.counting = None
 
     def on_start(self, run) -> None:
-        kept = []
-        if run.state.step > 0 and self.table.is_file():
-            kept = pd.read_csv(self.table).to_dict("records")
-        self.rows = [row for row in kept if row["step"] <= run.state.step]
+        step, self.measured = run.state.step, self.table.with_name("diagnostics.csv")
+        self.rows = rows_until(step, self.table)
+        self.earlier = pd.DataFrame(rows_until(step, self.measured))
         if self.rows:
             self.lost = max(run.elapsed - self.rows[-1]["seconds"], 0.0)
             self.tokens = self.rows[-1]["tokens"]
         else:
             self._measure(run)
+        backbone = self.trainer.model.backbone
+        self.counting = backbone.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, inputs) -> None:
+        self.tokens = self.tokens + inputs["attention_mask"].sum()
 
     def on_step(self, run) -> None:
-        for stream in run.streams.values():
-            self.tokens += stream.last.ids.numel() * run.solver.accumulate
         if run.state.step % self.every == 0:
             self._measure(run)
         if self.diagnostics is not None:
-            began = time.perf_counter()
+            began, seen, tokens = time.perf_counter(), len(self.diagnostics.points), self.tokens
             self.diagnostics.on_step(run)
-            self.diagnostics.points.to_csv(self.table.with_name("diagnostics.csv"), index=False)
+            points = self.diagnostics.points
+            if len(points) > seen:
+                write_csv(self.measured, pd.concat([self.earlier, points]))
+            self.tokens = tokens
             self.lost += time.perf_counter() - began
 
     def on_log(self, run, record) -> bool:
@@ -357,22 +408,24 @@ class Observer(Callback):
     def on_end(self, run) -> None:
         if not run.failed and self.rows[-1]["step"] != run.state.step:
             self._measure(run)
+        if self.counting is not None:
+            self.counting.remove()
 
     def _measure(self, run) -> None:
-        began = time.perf_counter()
-        numbers = {"step": run.state.step, "steps": run.state.step, "tokens": self.tokens,
-                   "seconds": run.seconds - self.lost}  # fmt: skip
-        self.rows.append({**numbers, **self.score()})
-        pd.DataFrame(self.rows).to_csv(self.table, index=False)
+        began, self.tokens = time.perf_counter(), int(self.tokens)
+        tokens = self.tokens
+        numbers = {"step": run.state.step, "tokens": tokens, "seconds": run.seconds - self.lost}
+        self.rows.append({**numbers, **self.trainer.score()})
+        write_csv(self.table, pd.DataFrame(self.rows))
+        self.tokens = tokens
         self.lost += time.perf_counter() - began
 
 
-def peak_memory(device: str) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def rows_until(step: int, table: Path) -> list[dict]:
+    """What an interrupted run wrote up to its checkpoint; nothing of a run that begins."""
+    if step == 0 or not table.is_file():
+        return []
+    return [row for row in pd.read_csv(table).to_dict("records") if row["step"] <= step]
 
 
 CARD = """---
@@ -382,7 +435,7 @@ tags: [bilevel, dpo, sft, lora]
 ---
 
 LoRA adapter of the backbone (trained on preferences) and output head (on instructions), by the
-method {method} of the package `bilevel`, {steps} steps, {seconds:.0f} s.
+method {method} of the package `bilevel`, in {step} steps and {seconds:.0f} s{phase}.
 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -390,20 +443,17 @@ method {method} of the package `bilevel`, {steps} steps, {seconds:.0f} s.
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
 
 Held out: DPO loss {dpo_loss:.4f} (β = {beta}), preference accuracy {preference_accuracy:.3f},
-SFT loss {sft_loss:.4f} nats a token.
+SFT loss {sft_loss:.4f} nats a token. Prompts: {template!r}.
 """
 
 
-def write_card(path: Path, args, data: Data, method: str, numbers: dict) -> None:
-    path.write_text(
-        CARD.format(
-            base=data.base, method=method, beta=args.beta, steps=numbers["steps"],
-            seconds=numbers["seconds"], **{
-                name: numbers["trained"][name]
-                for name in ("dpo_loss", "preference_accuracy", "sft_loss")
-            },
-        )
-    )  # fmt: skip
+def save(model: TwoLevelModel, folder: Path, args, data: Data, method: str, scores: dict) -> None:
+    """Adapter and head in the ecosystem's formats, with a model card."""
+    model.save_pretrained(folder)
+    phase = ", then of the head alone on further instructions" if "train_sft_loss" in scores else ""
+    template = "{}" if args.sft_data is None else args.template
+    values = {**scores, "base": data.base, "method": method, "beta": args.beta}
+    (folder / "README.md").write_text(CARD.format(**values, phase=phase, template=template))
 
 
 # Report -----------------------------------------------------------------------------------------
@@ -415,7 +465,9 @@ def report(args: argparse.Namespace) -> None:
 
     methods: dict[str, list[dict]] = {}
     for method in METHODS:
-        for result in sorted(args.out.glob(f"{method}-seed*/result.json")):
+        for result in sorted(args.out.glob(f"{method}-seed[0-9]*/result.json")):
+            if not result.parent.name.rpartition("-seed")[2].isdecimal():
+                continue  # a copy that somebody keeps there
             methods.setdefault(method, []).append(json.loads(result.read_text()))
     summary = {"model": args.model or f"small {args.family}", "device": args.device,
                "methods": methods}  # fmt: skip

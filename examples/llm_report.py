@@ -48,6 +48,8 @@ def read_tables(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     histories, diagnostics = [], []
     for folder in sorted(out.glob("*-seed*")):
         method, _, seed = folder.name.rpartition("-seed")
+        if not seed.isdecimal():
+            continue
         step = seconds = 0.0
         for place in sorted(folder.glob("train-[0-9].csv")):
             phase = pd.read_csv(place).assign(method=method, seed=int(seed))

@@ -9,7 +9,14 @@ import platform
 import sys
 from pathlib import Path
 
-PACKAGES = ("bilevel", "torch", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
+import pandas as pd
+import torch
+from runs import file_hashes
+
+PACKAGES = (
+    "bilevel", "torch", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "cvxpy",
+    "clarabel", "networkx", "transformers", "peft", "tokenizers", "safetensors", "datasets",
+)  # fmt: skip
 
 
 def write_configuration(folder: Path, args: argparse.Namespace) -> None:
@@ -26,14 +33,35 @@ def write_configuration(folder: Path, args: argparse.Namespace) -> None:
             "script": Path(sys.argv[0]).name,
             "command_line": sys.argv[1:],
             "arguments": vars(args),
+            "files": file_hashes(args),
             "versions": versions,
             "platform": platform.platform(),
         },
     )
 
 
+def peak_memory(device: str) -> int:
+    """Bytes: of a GPU since the last reset, otherwise of the whole process so far."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    """Write the whole file, or leave the old one."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    beside.replace(path)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write the whole file, or leave the old one."""
+    beside = path.with_name(path.name + ".part")
+    table.to_csv(beside, index=False)
+    beside.replace(path)
 
 
 def save_figure(figure, folder: Path, name: str) -> None:

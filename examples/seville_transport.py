@@ -24,7 +24,6 @@ The GraphML's edges have the attributes travel_cost and construction_cost.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -33,6 +32,7 @@ import networkx
 import numpy as np
 import torch
 from output import write_configuration, write_json
+from runs import make_folder, parse, require_least, require_same_run
 
 from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
@@ -67,15 +67,16 @@ def main() -> None:
             network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
             trim=not args.no_trim, polish=args.polish, seed=args.seed,
             callbacks=[TrueProfit(network, every=max(1, args.steps // 20))],
-            checkpoints=args.out / "checkpoints",
+            checkpoints=args.out / "checkpoints", resume=args.resume,
         )  # fmt: skip
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    from transport_report import draw, history, summary, table
+    from transport_report import draw, history, pairs, summary, table
 
     write_json(args.out / "summary.json", summary(plan))
     history(plan).to_csv(args.out / "history.csv", index=False)
     plan.assessment.plan.to_csv(args.out / "plan.csv", index=False)
+    pairs(plan).to_csv(args.out / "pairs.csv", index=False)
     networkx.write_graphml(plan.assessment.to_graph(), args.out / "plan.graphml")
     draw(plan, args.out)
     print(table(plan))
@@ -124,14 +125,13 @@ def parse_arguments() -> argparse.Namespace:
     option("--resume", action="store_true", help="go on with an interrupted run's checkpoints")
     option("--out", type=Path, default=Path("results/seville_transport"),
            help="folder to write to (default: %(default)s)")  # fmt: skip
-    args = parser.parse_args()
+    args = parse(parser, QUICK)
+    require_least(parser, args, steps=1, polish=0, seed=0)
     tables = args.links or args.graph
     if bool(tables) != bool(args.demand):
         parser.error("--demand goes with --links or --graph, and each of these with --demand")
     if args.positions and not args.links:
         parser.error("--positions goes with --links; a graph's nodes have attributes x and y")
-    if args.quick:
-        vars(args).update(QUICK)
     return args
 
 
@@ -174,31 +174,14 @@ def read_start(args: argparse.Namespace, network: TransportNetwork) -> np.ndarra
 
 
 def prepare_folder(args: argparse.Namespace) -> None:
-    """Write the configuration; keep the checkpoints of the run that is resumed, and no others."""
+    """Write the configuration, or compare it with that of the run that is resumed."""
     folder = args.out / "checkpoints"
-    found = sorted(folder.glob("blocc-*.pt"))
     if args.resume:
-        if not found:
+        if not any(folder.glob("blocc-*.pt")):
             raise OptionError(f"--resume: there are no checkpoints in {folder}; leave it out")
-        require_same_run(args)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in found:
-            file.unlink()
+        require_same_run(args.out, args, free={"polish", "no_trim"})
+    make_folder(folder)
     write_configuration(args.out, args)
-
-
-def require_same_run(args: argparse.Namespace) -> None:
-    """The search is resumed as it was begun; what comes after it may be asked for anew."""
-    free = {"resume", "out", "polish", "no_trim"}
-    before = json.loads((args.out / "config.json").read_text())["arguments"]
-    now = json.loads(json.dumps(vars(args), default=str))
-    for name in now.keys() - free:
-        if now[name] != before.get(name):
-            raise OptionError(
-                f"--resume: the run in {args.out} had {name}={before.get(name)!r} and not "
-                f"{now[name]!r}; repeat its options, or leave --resume out"
-            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from bilevel.problems.transport import PlanLimits
@@ -58,8 +59,8 @@ def draw_map(plan) -> Figure:
     bar.outline.set_visible(False)
     _width_legend(figure, plan.capacity.max(), broad)
     figure.suptitle(
-        f"{network.name}: profit {plan.profit:.5g}, {built.sum()} of {len(built)} links built, "
-        f"{plan.share_served:.0%} of demand served",
+        f"{plain(network.name)}: profit {plan.profit:.5g}, {built.sum()} of {len(built)} links "
+        f"built, {plan.share_served:.0%} of demand served",
         x=0.25 / figure.get_figwidth(), ha="left", fontsize="medium", color=INK,
     )  # fmt: skip
     return figure
@@ -68,6 +69,11 @@ def draw_map(plan) -> Figure:
 def is_built(plan) -> np.ndarray:
     """Which links have a capacity beyond the floor that the search leaves on all of them."""
     return plan.capacity > 2 * PlanLimits().of(plan.network).lower
+
+
+def plain(text: str) -> str:
+    """A name as it is, where matplotlib would read mathematics between dollar signs."""
+    return text.replace("$", r"\$")
 
 
 # Geometry ---------------------------------------------------------------------------------------
@@ -125,8 +131,8 @@ def _colours(plan, built: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _norm(colour: np.ndarray) -> Normalize:
-    """Few tolls may be far larger than the others."""
-    return Normalize(0.0, max(np.percentile(colour, 97), 1e-9))
+    """Few tolls may be far larger than the others, and the smallest are rounding errors."""
+    return Normalize(0.0, max(np.percentile(colour, 97), 1e-3))
 
 
 def _draw_nodes(axes, at: np.ndarray, nodes, radius: float) -> None:
@@ -135,9 +141,15 @@ def _draw_nodes(axes, at: np.ndarray, nodes, radius: float) -> None:
         *at.T, s=(2 * radius / POINT) ** 2, facecolor="white" if labelled else INK,
         edgecolor=INK, linewidth=0.9, zorder=3,
     )  # fmt: skip
-    for (x, y), node in zip(at, nodes if labelled else (), strict=False):
-        axes.annotate(str(node), (x, y), ha="center", va="center_baseline", fontsize=7.5,
-                      color=INK, zorder=4)  # fmt: skip
+    if not labelled:
+        return
+    inside = max(len(str(node)) for node in nodes) <= 2
+    place = {"va": "center_baseline"} if inside else {
+        "va": "bottom", "xytext": (0.0, radius / POINT), "textcoords": "offset points",
+        "path_effects": [withStroke(linewidth=2.5, foreground="white")],
+    }  # fmt: skip
+    for (x, y), node in zip(at, nodes, strict=True):
+        axes.annotate(str(node), (x, y), ha="center", fontsize=7.5, color=INK, zorder=4, **place)
 
 
 def _width_legend(figure: Figure, largest: float, broad: float) -> None:

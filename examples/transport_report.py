@@ -66,6 +66,20 @@ def numbers(plan: Plan) -> dict[str, dict]:
     }
 
 
+def pairs(plan: Plan) -> pd.DataFrame:
+    """One row a pair of nodes: the share of its demand that is served, and what it pays."""
+    network, share = plan.assessment.network, plan.assessment.share
+    return pd.DataFrame(
+        {
+            "o": [network.nodes[k] for k in network.origin],
+            "dest": [network.nodes[k] for k in network.destination],
+            "demand": network.demand,
+            "share": share,
+            "revenue": network.demand * network.fare * share,
+        }
+    )
+
+
 def table(plan: Plan) -> str:
     """One row a stage, judged by the passengers' exact answer."""
     network = plan.assessment.network

@@ -7,8 +7,9 @@ import torch
 from networks import classification, losses, network
 from toys import negative_toy, scalar
 
-from bilevel import BOME, BilevelProblem
-from bilevel.errors import NotApplicableError, OptionError
+from bilevel import BOME, PBGD, BilevelProblem
+from bilevel.callbacks import Checkpoint
+from bilevel.errors import DependenceError, NotApplicableError, OptionError
 
 
 def test_a_step_is_the_one_written_by_hand():
@@ -79,3 +80,49 @@ def test_refusals():
     )
     with pytest.raises(NotApplicableError, match="use BLOCC"):
         BOME(upper_lr=0.1, lower_lr=0.1).init(constrained, scalar(0.0), scalar(0.0))
+
+
+def test_an_upper_objective_without_x_is_followed_through_the_gap():
+    """f = (y - 3)^2 / 2, g = (y - x)^2 / 2: x = y = 3, and f does not mention x."""
+    problem = BilevelProblem(
+        upper=lambda x, y: 0.5 * (y - 3.0) ** 2, lower=lambda x, y: 0.5 * (y - x) ** 2
+    )
+    solver = BOME(upper_lr=0.1, lower_lr=0.1, inner_steps=10)
+    solution = solver.solve(problem, scalar(0.0), scalar(0.0), max_steps=2000)
+    assert float(solution.x) == pytest.approx(3.0, abs=1e-2)
+    assert float(solution.y) == pytest.approx(3.0, abs=1e-2)
+
+
+def test_where_nothing_mentions_x_that_is_said():
+    problem = BilevelProblem(upper=lambda x, y: y**2, lower=lambda x, y: (y - 1) ** 2)
+    with pytest.raises(DependenceError, match="reaches x"):
+        BOME(upper_lr=0.1, lower_lr=0.1).solve(problem, scalar(0.0), scalar(0.0), max_steps=3)
+
+
+def test_without_a_penalty_the_run_goes_on_while_y_moves():
+    """x starts at its optimum and λ at 0; y has all of its way to go."""
+    problem = BilevelProblem(
+        upper=lambda x, y: 0.5 * (y - 1.0) ** 2 + x**2,
+        lower=lambda x, y: 0.5 * (y - 1.0) ** 2 + x**2,
+    )
+    solver = BOME(upper_lr=0.1, lower_lr=0.1, inner_steps=5, control=0.1)
+    solution = solver.solve(problem, scalar(0.0), scalar(4.0), max_steps=2000)
+    assert solution.steps > 10
+    assert float(solution.y) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_penalty_is_kept_in_a_checkpoint(tmp_path):
+    solver, file = BOME(upper_lr=0.01, lower_lr=0.1, inner_steps=5), tmp_path / "run.pt"
+    start = (negative_toy(), scalar(2.0), scalar(3.0))
+    whole = solver.solve(*start, max_steps=50, callbacks=[Checkpoint(file)])
+    resumed = solver.solve(*start, max_steps=50, resume=file)
+    assert whole.parts["penalty"] == resumed.parts["penalty"]
+    assert resumed.stationarity == whole.stationarity
+
+
+def test_an_empty_x_is_refused_where_y_moves_with_it():
+    problem = BilevelProblem(upper=lambda x, y: y**2, lower=lambda x, y: (y - 1) ** 2)
+    joint = PBGD(variant="joint", upper_lr=0.1, lower_lr=0.1)
+    for solver in (BOME(upper_lr=0.1, lower_lr=0.1), joint):
+        with pytest.raises(NotApplicableError, match="x is empty"):
+            solver.init(problem, [], scalar(0.0))

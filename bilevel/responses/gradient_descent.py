@@ -101,5 +101,17 @@ class GradientDescent(Response):
             track.scheduler.step()
 
 
+def step_with_x(state: State) -> None:
+    """Step in y along the gradients at its leaves, in the place of an update."""
+    response, track = state.response, state.perturbed
+    assert isinstance(response, GradientDescent)
+    assert track.optimizer is not None
+    if state.measuring:
+        state.record["lower_residual"] = state.lower.projected_gradient_norm()
+    take_step(state.lower, track.optimizer, response.clip_norm)
+    if track.scheduler is not None:
+        track.scheduler.step()
+
+
 def _source(weight: float) -> str:
     return "lower (g)" if weight == 0.0 else "upper/penalty + lower (f/γ + g)"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from bilevel.callbacks import Callback, Record, as_callback
 from bilevel.dependence import require_dependence, require_dependence_seen
-from bilevel.errors import OptionError, ProblemError, VariableError
+from bilevel.errors import NotApplicableError, OptionError, ProblemError, VariableError
 from bilevel.evaluation import Evaluation, accumulate
 from bilevel.failures import accounted
 from bilevel.optimizers import OptimizerFactory, SchedulerFactory
@@ -100,6 +101,11 @@ class PenaltySolver(ABC):
     #: Whether the method follows the original response y_g beside the perturbed one.
     tracks_original: ClassVar[bool] = True
 
+    @property
+    def moves_y_with_x(self) -> bool:
+        """Whether y takes its step together with x, and so needs one."""
+        return False
+
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem of a form that the method cannot solve; none, unless it says so."""
         return None
@@ -113,6 +119,15 @@ class PenaltySolver(ABC):
         evaluations: list[Evaluation],
     ) -> None:
         """Accumulate the outer direction as the gradient at x's leaves."""
+
+    def penalty_of(self, state: State, step: int) -> float | Tensor:
+        """The penalty of a step: the schedule's, or what the method found in the last one."""
+        return penalty_at(state.schedule, step)
+
+    def residual_weights(self, penalty: float) -> dict[str, float]:
+        """How much the responses' residuals count beside the outer direction's."""
+        weight = penalty if self.tracks_original else 1.0
+        return {"lower_residual": weight, "original_residual": weight}
 
     # Own training loops -------------------------------------------------------------------------
 
@@ -139,6 +154,11 @@ class PenaltySolver(ABC):
         upper = Level("x", x, problem.upper_domain)
         lower = Level("y", y, problem.lower_domain)
         _require_distinct(upper, lower)
+        if self.moves_y_with_x and not upper.leaves:
+            raise NotApplicableError(
+                "x is empty, and here y moves together with x: use PBGDFree, or "
+                "PBGD(variant='alternating')"
+            )
         response, outer, schedule = choose(self, problem, upper, lower)
         state = State(upper, lower, response, outer, schedule)
         if response.exact or outer.needs_exact_response:
@@ -175,7 +195,7 @@ class PenaltySolver(ABC):
             state.outer.advance(self, problem, state, penalty, evaluations)
         if state.step == 0 and not state.response.exact:
             require_dependence_seen(evaluations)
-        state.record["penalty"] = penalty_at(state.schedule, state.step)
+        state.record["penalty"] = self.penalty_of(state, state.step)
         state.step += 1
         return state
 

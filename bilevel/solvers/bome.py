@@ -11,11 +11,9 @@ from bilevel.distributed import world_size
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward, require_gradients
-from bilevel.optimizers import take_step
 from bilevel.options import check_positive
 from bilevel.problem import BilevelProblem
-from bilevel.responses.gradient_descent import GradientDescent
-from bilevel.schedules import Constant
+from bilevel.responses.gradient_descent import step_with_x
 from bilevel.solvers.base import PenaltySolver
 from bilevel.state import State
 from bilevel.variables import Level
@@ -74,6 +72,20 @@ class BOME(PenaltySolver):
                 "process here: use PBGD or PBGDFree in several"
             )
 
+    @property
+    def moves_y_with_x(self) -> bool:
+        """Always."""
+        return True
+
+    def penalty_of(self, state: State, step: int) -> float | Tensor:
+        """λ of the last step."""
+        multiplier: float | Tensor = state.outer_state.get("multiplier", 0.0)
+        return multiplier
+
+    def residual_weights(self, penalty: float) -> dict[str, float]:
+        """y's residual is that of the whole direction; y_g's enters it λ times."""
+        return {"lower_residual": 1.0, "original_residual": max(1.0, penalty)}
+
     def respond(
         self,
         problem: BilevelProblem,
@@ -93,35 +105,30 @@ class BOME(PenaltySolver):
         evaluations: list[Evaluation],
     ) -> None:
         """Leave the direction at x's leaves, and step in y along its part there."""
-        response, track = state.response, state.perturbed
-        assert isinstance(response, GradientDescent)
-        assert track.optimizer is not None
         share = 1.0 / len(evaluations)
         with state.lower.frozen(), state.at_original():
             values = [_backward(state, e, "lower", state.upper, share) for e in evaluations]
         at_response = _taken(state.upper)
         state.lower.clear_gradients()  # a wrapped network's gradients at y_g came along
         losses = [_backward(state, e, "lower", state.lower, share) for e in evaluations]
-        levels = (state.upper, state.lower)
-        gap = [_taken(level) for level in levels]
-        torch._foreach_sub_(gap[0], at_response)
+        g_reaches_x = bool(state.upper.gradients())
+        gap = _taken(state.upper)
+        torch._foreach_sub_(gap, at_response)
+        gap += _taken(state.lower)
         uppers = [_backward(state, e, "upper", state.lower, share) for e in evaluations]
-        require_gradients(state.upper, "upper (f) or lower (g)")
+        if not g_reaches_x:
+            require_gradients(state.upper, "upper (f) or lower (g)")
         for name, found in (("value", values), ("lower", losses), ("upper", uppers)):
             state.record[name] = torch.stack(found).mean()
-        square = _dot(gap, gap)
-        inner = _dot([_slopes(level) for level in levels], gap)
-        multiplier = torch.nan_to_num(self.control - inner / square, 0.0, 0.0, 0.0).clamp_min(0.0)
-        if state.measuring:
-            state.schedule = Constant(max(float(multiplier), torch.finfo(torch.float32).tiny))
-        for level, part in zip(levels, gap, strict=True):
-            for leaf, kept, slope in zip(level.leaves, _slopes(level), part, strict=True):
-                leaf.grad = kept + multiplier.to(slope) * slope
-        if state.measuring:
-            state.record["lower_residual"] = state.lower.projected_gradient_norm()
-        take_step(state.lower, track.optimizer, response.clip_norm)
-        if track.scheduler is not None:
-            track.scheduler.step()
+        leaves = [*state.upper.leaves, *state.lower.leaves]
+        slopes = [*_slopes(state.upper), *_slopes(state.lower)]
+        square, inner = _dot(gap, gap), _dot(slopes, gap)
+        # Where the gap's gradient vanishes, so does its part of the direction.
+        multiplier = torch.where(square > 0, self.control - inner / square, 0.0).clamp_min(0.0)
+        state.outer_state["multiplier"] = multiplier
+        for leaf, slope, part in zip(leaves, slopes, gap, strict=True):
+            leaf.grad = slope + multiplier.to(slope) * part
+        step_with_x(state)
 
 
 def _backward(
@@ -146,13 +153,6 @@ def _slopes(level: Level) -> list[Tensor]:
     return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in level.leaves]
 
 
-def _dot(first: list[list[Tensor]], second: list[list[Tensor]]) -> Tensor:
-    """The inner product over both levels."""
-    return sum(
-        (
-            (one * other).sum()
-            for level, others in zip(first, second, strict=True)
-            for one, other in zip(level, others, strict=True)
-        ),
-        start=torch.zeros(()),
-    )
+def _dot(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    products = ((one * other).sum() for one, other in zip(first, second, strict=True))
+    return sum(products, start=torch.zeros(()))

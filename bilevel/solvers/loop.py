@@ -20,7 +20,7 @@ from bilevel.errors import CheckpointError, DivergenceError, NonFiniteError
 from bilevel.problem import BilevelProblem
 from bilevel.progress import ProgressBar
 from bilevel.random_state import get_random_state, set_random_state
-from bilevel.schedules import penalty_at, settled
+from bilevel.schedules import settled
 from bilevel.solution import Solution, Status
 from bilevel.state import State
 from bilevel.variables import global_norm
@@ -61,7 +61,7 @@ class Run:
     def batches(self) -> tuple[Any, Any]:
         """The last step's batches, of accumulated micro-batches the last ones."""
         upper, lower = (self.streams.get(f"{level}_batches") for level in ("upper", "lower"))
-        return upper and upper.last, lower and lower.last
+        return upper and upper.current(), lower and lower.current()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -217,13 +217,8 @@ def _converged(run: Run, tolerance: float) -> bool:
 
 def _small(record: Record, run: Run, tolerance: float) -> bool:
     """Whether the residuals are; in the direction of F_γ those of the responses count γ times."""
-    weight = record["penalty"] if run.solver.tracks_original else 1.0
-    weights = {
-        "stationarity": 1.0,
-        "upper_residual": 1.0,
-        "lower_residual": weight,
-        "original_residual": weight,
-    }
+    weights = {"stationarity": 1.0, "upper_residual": 1.0}
+    weights |= run.solver.residual_weights(record["penalty"])
     residuals = [by * record[name] for name, by in weights.items() if name in record]
     return bool(residuals) and max(residuals) <= tolerance
 
@@ -237,7 +232,7 @@ def _size(state: State) -> float:
 
 def _conclude(run: Run, status: Status, tolerance: float) -> Solution:
     state = run.state
-    penalty = penalty_at(state.schedule, max(state.step - 1, 0))
+    penalty = float(run.solver.penalty_of(state, max(state.step - 1, 0)))
     found = verify(run.problem, state, penalty, run.batches)
     for name, value in (("upper (f)", found.upper_value), ("lower (g)", found.lower_value)):
         if not math.isfinite(value):

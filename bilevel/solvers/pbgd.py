@@ -9,9 +9,8 @@ import torch
 from bilevel.errors import NotApplicableError, OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward, require_gradients
-from bilevel.optimizers import take_step
 from bilevel.problem import BilevelProblem
-from bilevel.responses.gradient_descent import GradientDescent
+from bilevel.responses.gradient_descent import step_with_x
 from bilevel.solvers.base import PenaltySolver
 from bilevel.solvers.direction import penalised_value_gradient
 from bilevel.state import State
@@ -67,6 +66,11 @@ class PBGD(PenaltySolver):
         if self.variant == "joint" and self.lower_lr is None and self.lower_optimizer is None:
             raise OptionError("variant='joint' takes gradient steps in y: give lower_lr=")
 
+    @property
+    def moves_y_with_x(self) -> bool:
+        """Whether the variant is the joint one."""
+        return self.variant == "joint"
+
     def check(self, problem: BilevelProblem) -> None:
         """Refuse lower-level constraints."""
         if problem.constrained:
@@ -100,9 +104,6 @@ class PBGD(PenaltySolver):
         if self.variant == "alternating":
             penalised_value_gradient(problem, state, penalty, evaluations)
             return
-        response, track = state.response, state.perturbed
-        assert isinstance(response, GradientDescent)
-        assert track.optimizer is not None
         share = 1.0 / len(evaluations)
         keep = any(evaluation.keeps_features for evaluation in evaluations)
         with state.lower.frozen(), state.at_original():
@@ -118,8 +119,4 @@ class PBGD(PenaltySolver):
                 backward(loss, state.lower, state, "f + γ g")
         require_gradients(state.upper, "upper (f) or lower (g)")
         torch._foreach_div_(state.lower.gradients(), penalty)
-        if state.measuring:
-            state.record["lower_residual"] = state.lower.projected_gradient_norm()
-        take_step(state.lower, track.optimizer, response.clip_norm)
-        if track.scheduler is not None:
-            track.scheduler.step()
+        step_with_x(state)

@@ -97,14 +97,30 @@ def test_quick_run_of_the_embedded_default(tmp_path):
     ("options", "message"),
     [
         (["--preference-data", "x.jsonl"], "go together"),
-        (["--preference-data", "x.jsonl", "--sft-data", "y.jsonl"], "need a --model"),
+        (["--model", "no/where", "--quick"], "OptionError: --model no/where"),
         (["--steps", "0"], "at least 1"),
         (["--method", "magic"], "invalid choice"),
     ],
 )
 def test_bad_options_are_refused(options, message, tmp_path):
-    code = 1 if "need a" in message else 2
+    code = 1 if "Error" in message else 2
     assert message in run(*options, "--out", tmp_path, code=code)
+
+
+def test_a_run_is_resumed_with_its_own_options_only(finished, inputs):
+    out = finished[0]
+    printed = run(*inputs, "--method", "pbgd", "--lr", 0.5, "--resume", "--out", out, code=1)
+    assert "had lr=0.001 and not 0.5" in printed
+    assert json.loads((out / "config.json").read_text())["arguments"]["lr"] == 0.001
+
+
+def test_one_s_own_records_train_the_small_model_too(inputs, tmp_path):
+    files = inputs[2:6]
+    small = ["--quick", "--template", "{}", "--stage", "train", "--method", "dpo"]
+    printed = run(*files, *small, "--out", tmp_path, code=1)
+    assert "(--records, --test-records: 40 to train on, 20 held out)" in printed
+    card = tmp_path / "dpo-seed0" / "adapter" / "README.md"
+    assert not card.exists()
 
 
 def test_a_missing_adapter_is_named(inputs, tmp_path):

@@ -243,7 +243,7 @@ def test_targets_that_do_not_exist_are_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"lr": 0.0}, {"beta": -1.0}, {"inner_steps": 0}, {"penalty": float("nan")}]
+    "options", [{"lr": 0.0}, {"clip_norm": -1.0}, {"inner_steps": 0}, {"penalty": float("nan")}]
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(OptionError, match=next(iter(options))):

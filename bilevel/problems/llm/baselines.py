@@ -9,10 +9,9 @@ import numpy as np
 from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward
-from bilevel.optimizers import take_step
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
-from bilevel.responses.gradient_descent import GradientDescent
+from bilevel.responses.gradient_descent import step_with_x
 from bilevel.solvers.base import PenaltySolver
 from bilevel.state import State
 
@@ -47,6 +46,15 @@ class Scalarised(PenaltySolver):
         if not 0.0 <= self.upper_share <= 1.0:
             raise OptionError(f"upper_share={self.upper_share}, expected a probability")
         check_count("seed", self.seed, least=0)
+        if self.penalty is not None:
+            raise OptionError("Scalarised has no penalty: leave penalty= out")
+        if self.lower_lr is None and self.lower_optimizer is None:
+            raise OptionError("Scalarised steps in y: give lower_lr= or lower_optimizer=")
+
+    @property
+    def moves_y_with_x(self) -> bool:
+        """In steps on f."""
+        return True
 
     def _upper_next(self, state: State) -> bool:
         return bool(np.random.default_rng((self.seed, state.step)).random() < self.upper_share)
@@ -59,10 +67,13 @@ class Scalarised(PenaltySolver):
         evaluations: list[Evaluation],
     ) -> None:
         """A step on g in y, if that is what was drawn."""
-        if state.measuring or state.step == 0:
+        upper_next = self._upper_next(state)
+        if state.step == 0:  # both are looked at once, for whether they depend on x and y
             for evaluation in evaluations:
                 evaluation.pair()
-        if not self._upper_next(state):
+        else:  # what is not computed is not recorded
+            state.record.pop("lower" if upper_next else "upper", None)
+        if not upper_next:
             state.response.update(problem, state, state.perturbed, 0.0, evaluations)
 
     def outer_gradient(
@@ -75,15 +86,8 @@ class Scalarised(PenaltySolver):
         """∇f at both levels' leaves and the step in y, if f is what was drawn."""
         if not self._upper_next(state):
             return
-        response, track = state.response, state.perturbed
-        assert isinstance(response, GradientDescent)
-        assert track.optimizer is not None
         state.lower.clear_gradients()
         for evaluation in evaluations:
             f = evaluation.upper(through_x=True)
             backward(f / len(evaluations), state.upper, state, "upper (f)")
-        if state.measuring:
-            state.record["lower_residual"] = state.lower.projected_gradient_norm()
-        take_step(state.lower, track.optimizer, response.clip_norm)
-        if track.scheduler is not None:
-            track.scheduler.step()
+        step_with_x(state)

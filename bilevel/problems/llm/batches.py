@@ -118,10 +118,13 @@ class TokenLoader:
         device: torch.device | str = "cpu",
     ) -> None:
         check_count("batch_size", batch_size)
+        if seed is not None:
+            check_count("seed", seed, least=0)
         self.rank, self.world = (0, 1) if seed is None else (rank(), world_size())
         if not items or (seed is not None and len(items) < batch_size * self.world):
             raise DatasetError(
-                f"{len(items)} records do not make a batch of {batch_size * self.world}"
+                f"{len(items)} records do not make a batch of {batch_size * self.world}: give more "
+                "records, or a smaller batch"
             )
         if reference is not None and reference.shape != (len(items), len(items[0])):
             raise DatasetError(

@@ -95,17 +95,20 @@ class ResponseDiagnostics(Callback):
     def on_step(self, run: Run) -> None:
         """Measure if it is time."""
         if run.state.step == 1 or run.state.step % self.every == 0:
-            self.measure(run.state.step)
+            self.measure(run)
 
-    def measure(self, step: int) -> None:
-        """Add the points of the model as it is."""
+    def measure(self, run: Run) -> None:
+        """Add the points of the run as it is."""
+        # In several processes the run's head is not the model's before the end.
+        step, head = run.state.step, run.state.y
+        assert isinstance(head, Tensor)
         with torch.no_grad():
             features = [[self.model.features(b) for b in batches] for batches in self.batches]
-        original = self._response(features, 0.0)
+        original = self._response(features, head, 0.0)
         value, slope = self._mean(features, original, 0), self._slope(original, 1)
         for factor in self.factors:
             penalty = factor * self.penalty
-            perturbed = self._response(features, 1.0 / penalty)
+            perturbed = self._response(features, head, 1.0 / penalty)
             kept = self._slope(perturbed, 0)
             omitted = penalty * (self._slope(perturbed, 1) - slope)
             whole = kept + omitted
@@ -121,9 +124,9 @@ class ResponseDiagnostics(Callback):
                 }
             )
 
-    def _response(self, features: list[list[Tensor]], weight: float) -> Tensor:
+    def _response(self, features: list[list[Tensor]], start: Tensor, weight: float) -> Tensor:
         """The head after the steps towards argmin of weight · f + g."""
-        head = self.model.weight.detach().clone().requires_grad_()
+        head = start.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([head], lr=self.lr)
         for _ in range(self.steps):
             loss = self._mean(features, head, 1)

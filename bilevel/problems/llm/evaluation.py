@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel.errors import DatasetError
 from bilevel.problems.llm.batches import TokenBatch
 from bilevel.problems.llm.log_probabilities import token_log_probabilities
 from bilevel.problems.llm.losses import (
@@ -17,7 +18,7 @@ from bilevel.problems.llm.losses import (
     sequence_log_probabilities,
     sft_loss,
 )
-from bilevel.problems.llm.model import TwoLevelModel, check_finite
+from bilevel.problems.llm.model import TwoLevelModel, check_finite, check_loaders
 from bilevel.problems.llm.reference import reference_of
 
 
@@ -30,7 +31,7 @@ class Scores:
     dpo_loss
         Mean over the preferences, nats; log 2 at the reference.
     preference_accuracy
-        Share of the preferences whose margin over the reference is positive.
+        Share of the preferences whose margin over the reference is positive; ties count half.
     chosen_likelier
         Share of the preferences whose chosen response is the likelier one a token.
     sft_loss
@@ -45,7 +46,7 @@ class Scores:
     @property
     def perplexity(self) -> float:
         """Of the instructions' responses, exp of the SFT loss."""
-        return math.exp(self.sft_loss)
+        return math.exp(self.sft_loss) if self.sft_loss < 700 else math.inf
 
 
 @torch.no_grad()
@@ -72,8 +73,9 @@ def evaluate(
     Raises
     ------
     DatasetError
-        NaN or infinite logits, naming the sequence.
+        NaN or infinite logits, naming the sequence; no data; loaders in each other's place.
     """
+    check_loaders(model, preferences, instructions)
     head = model.weight if head is None else head
     dpo = accuracy = likelier = pairs = sft = tokens = 0.0
     for batch in preferences:
@@ -84,7 +86,8 @@ def evaluate(
         count = len(policy) // 2
         chosen, rejected = (policy / batch.lengths).chunk(2)
         dpo += count * float(dpo_loss(policy, reference, beta))
-        accuracy += float((preference_margins(policy, reference) > 0).sum())
+        margins = preference_margins(policy, reference)
+        accuracy += float(torch.heaviside(margins, margins.new_tensor(0.5)).sum())
         likelier += float((chosen > rejected).sum())
         pairs += count
     for batch in instructions:
@@ -92,4 +95,6 @@ def evaluate(
         check_finite(sequence_log_probabilities(logs, batch.lengths), batch, "the log-probability")
         sft += len(logs) * float(sft_loss(logs))
         tokens += len(logs)
+    if not pairs or not tokens:
+        raise DatasetError("there are no preferences, or no instructions, to evaluate the model on")
     return Scores(dpo / pairs, accuracy / pairs, likelier / pairs, sft / tokens)

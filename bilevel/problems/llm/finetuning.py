@@ -16,7 +16,7 @@ from bilevel.errors import OptionError
 from bilevel.options import check_count, check_positive
 from bilevel.problems.llm.baselines import Scalarised
 from bilevel.problems.llm.batches import TokenBatch
-from bilevel.problems.llm.model import TwoLevelModel
+from bilevel.problems.llm.model import TwoLevelModel, check_loaders
 from bilevel.problems.llm.problem import finetuning_problem
 from bilevel.solution import Solution
 from bilevel.solvers import BOME, PBGD, PBGDFree
@@ -38,8 +38,6 @@ class FineTuningOptions:
         γ of PBGD and PBGD-Free.
     inner_steps
         K of PBGD and BOME: steps on each response. PBGD-Free takes one.
-    beta
-        β of DPO.
     clip_norm
         Bound on the gradient's norm at each level.
     accumulate
@@ -54,14 +52,13 @@ class FineTuningOptions:
     head_lr: float = 1e-3
     penalty: float = 10.0
     inner_steps: int = 3
-    beta: float = 0.1
     clip_norm: float = 1.0
     accumulate: int = 1
     autocast: torch.dtype | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "head_lr", "penalty", "beta", "clip_norm"):
+        for name in ("lr", "head_lr", "penalty", "clip_norm"):
             check_positive(name, getattr(self, name))
         check_count("inner_steps", self.inner_steps)
 
@@ -124,7 +121,13 @@ def finetune(
         β of DPO.
     callbacks, log_every, progress, resume
         Those of :meth:`~bilevel.solvers.base.PenaltySolver.solve`.
+
+    Raises
+    ------
+    DatasetError
+        Loaders in each other's place, records that do not fit the model, NaN logits.
     """
+    check_loaders(model, preferences, instructions)
     # In several processes a parameter's gradients are its network's wrapper's; a head has none.
     head = model.weight.detach() if initialized() else model.weight
     solution = solver.solve(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.options import check_count, check_positive
-from bilevel.problems.llm.batches import TokenBatch
+from bilevel.problems.llm.batches import TokenBatch, TokenLoader
+from bilevel.problems.llm.tokens import check_length, check_vocabulary
 
 #: Relative difference of logits that low precision may make.
 _AGREEMENT = 2e-2
@@ -118,6 +120,11 @@ class TwoLevelModel(nn.Module):
         """V, the tokens that the head scores."""
         return len(self.weight)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that a sequence may have, where the model says it."""
+        return getattr(self.causal.config, "max_position_embeddings", None)
+
     def features(self, batch: TokenBatch) -> Tensor:
         """[N, H], the last hidden states that predict the responses' tokens."""
         hidden = self.backbone(
@@ -145,22 +152,45 @@ class TwoLevelModel(nn.Module):
             Nothing is saved there, or it does not fit this model.
         """
         peft, safetensors = require("peft", "llm"), require("safetensors.torch", "llm")
+        safetensors_errors = require("safetensors", "llm")
         try:
             saved = safetensors.load_file(Path(folder) / "adapter_model.safetensors")
+            self._check_configuration(Path(folder) / "adapter_config.json")
             found = peft.set_peft_model_state_dict(self.adapted, saved)
-        except (OSError, RuntimeError) as error:
-            raise DatasetError(f"{folder} holds no adapter of this model: {error}") from error
+        except (OSError, RuntimeError, KeyError, safetensors_errors.SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise DatasetError(f"{folder} holds no adapter of this model: {reason}") from error
+        broken = [key for key, value in saved.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise DatasetError(f"{folder} holds NaN or infinite weights: {', '.join(broken[:3])}")
         if found.unexpected_keys:
             raise DatasetError(
                 f"{folder} holds weights that this model does not have: "
                 f"{', '.join(found.unexpected_keys[:3])}"
             )
+        own = ("lora_", "modules_to_save")
+        missing = [key for key in found.missing_keys if any(each in key for each in own)]
+        if missing:
+            raise DatasetError(
+                f"{folder} lacks weights of this model: {', '.join(missing[:3])}. Make the model "
+                "with the rank and targets that the adapter was trained with"
+            )
+
+    def _check_configuration(self, file: Path) -> None:
+        """Refuse an adapter that scales its weights otherwise."""
+        config = self.adapted.peft_config["default"]
+        saved = json.loads(file.read_text()) if file.is_file() else {}
+        for name, own in (("r", config.r), ("lora_alpha", config.lora_alpha)):
+            if saved.get(name, own) != own:
+                raise DatasetError(f"{file} has {name}={saved[name]}, and this model {own}")
 
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse models that scale, cap or project what the head gives."""
         ids = torch.arange(8, device=self.device)[None] % self.vocabulary_size
         hidden = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
+        if not bool(torch.isfinite(hidden).all() and torch.isfinite(self.weight).all()):
+            raise DatasetError("the model has NaN or infinite weights: its file may be damaged")
         own = hidden.float() @ self.weight.float().T
         theirs = self.causal(input_ids=ids, use_cache=False).logits.float()
         if not torch.allclose(own, theirs, rtol=_AGREEMENT, atol=_AGREEMENT * float(own.std())):
@@ -186,3 +216,26 @@ def check_finite(values: Tensor, batch: TokenBatch, what: str) -> None:
             f"{batch.ids[row, :8].tolist()}) is {float(values[row])}: the model gives NaN or "
             "infinite logits. Try another precision, or look at that record"
         )
+
+
+def check_loaders(
+    model: TwoLevelModel, preferences: Iterable[TokenBatch], instructions: Iterable[TokenBatch]
+) -> None:
+    """Refuse loaders in each other's place, and records that do not fit the model.
+
+    Raises
+    ------
+    DatasetError
+        As above; of records it names the first.
+    """
+    expected = {"preferences": (preferences, 2), "instructions": (instructions, 1)}
+    for name, (loader, responses) in expected.items():
+        if not isinstance(loader, TokenLoader):
+            continue
+        found = len(loader.items[0])
+        if found != responses:
+            raise DatasetError(
+                f"{name}: the loader's records have {found} response(s) each, expected {responses}"
+            )
+        check_vocabulary(loader.items, model.vocabulary_size)
+        check_length(loader.items, model.context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,7 +66,7 @@ def read_records(
         Where each field of the record is found, ``{"response": "answer"}``; by default under the
         field's own name, and as :data:`KNOWN_COLUMNS` says.
     template
-        Written around the prompt.
+        Written around the prompt, in the place of its ``{}``; ``"{}"`` alone leaves it as it is.
     first, count
         The rows to read: ``count`` of them, from number ``first`` on; all by default.
     streaming
@@ -76,10 +76,12 @@ def read_records(
     ------
     DatasetError
         A file that is missing or malformed, a row without a field or with an empty one; the message
-        names the row.
+        names the row. Fewer rows than ``count``, or a template without its place.
     """
     if first < 0 or (count is not None and count < 1):
         raise DatasetError(f"rows {first} and the {count} after: first >= 0 and count >= 1 needed")
+    if template.count("{}") != 1:
+        raise DatasetError(f"template={template!r}, expected a text with one {{}} for the prompt")
     columns = {**KNOWN_COLUMNS.get(str(source), {}), **(columns or {})}
     unknown = set(columns) - set(kind.__dataclass_fields__)
     if unknown:
@@ -102,7 +104,8 @@ def read_records(
             return
     if count is not None or not found:
         wanted = "at least one" if count is None else str(count)
-        raise DatasetError(f"{source} has {found} rows after number {first}, wanted {wanted}")
+        rows_from = f" after the first {first}" if first else ""
+        raise DatasetError(f"{source} has {found} rows{rows_from}, and {wanted} are wanted")
 
 
 def as_record(
@@ -126,7 +129,11 @@ def as_record(
             raise DatasetError(f"{place}: {column} is a {type(value).__name__}, expected text")
         if not value.strip():
             raise DatasetError(f"{place}: {column} is empty")
-        fields[field] = template.format(value) if field == "prompt" else value
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:  # half of a character that JSON has cut in two
+            raise DatasetError(f"{place}: {column} is not valid text ({error})") from error
+        fields[field] = template.replace("{}", value) if field == "prompt" else value
     if kind is Preference and fields["chosen"] == fields["rejected"]:
         raise DatasetError(f"{place}: chosen and rejected are the same, so nothing is preferred")
     return kind(**fields)
@@ -140,34 +147,36 @@ def write_records(records: Iterable[Instruction | Preference], path: str | Path)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{path}, row {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DatasetError(
+                f"{path}, row {number} is a {type(row).__name__}, expected an object"
+            )
+        yield number, row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        file = path.open(encoding="utf-8")
+        with path.open(encoding="utf-8-sig") as file:
+            yield from enumerate(file, start=1)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{path}, row {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DatasetError(
-                    f"{path}, row {number} is a {type(row).__name__}, expected an object"
-                )
-            yield number, row
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}): convert it") from error
 
 
 def _hub(name: str, split: str, streaming: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     datasets = require("datasets", "llm")
     try:
-        rows: Sequence[Mapping[str, Any]] = datasets.load_dataset(
-            name, split=split, streaming=streaming
-        )
+        yield from enumerate(datasets.load_dataset(name, split=split, streaming=streaming), start=1)
     except Exception as error:  # whatever a hub, a cache or a script of theirs can raise
         raise DatasetError(
             f"{name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: {error}). Give "
             "the name of a data set, or the path of a .jsonl file"
         ) from error
-    yield from enumerate(rows, start=1)

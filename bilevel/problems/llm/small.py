@@ -116,7 +116,8 @@ def pretrain_small(
         The mean loss of the last tenth of the steps, nats a token.
     """
     check_count("steps", steps)
-    ids = [token for text in tokenizer(list(texts))["input_ids"] for token in (*text, 0)]
+    end = tokenizer.eos_token_id
+    ids = [token for text in tokenizer(list(texts))["input_ids"] for token in (*text, end)]
     stream = torch.tensor(ids, device=next(model.parameters()).device)
     if len(stream) <= length:
         raise OptionError(f"{len(stream)} tokens of text are too few for pieces of {length}")
@@ -169,7 +170,7 @@ def small_base(
     """
     transformers = require("transformers", "llm")
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / "model.safetensors").is_file():  # which is written last
         tokenizer = train_tokenizer(texts)
         model = small_model(family, len(tokenizer), seed=seed).to(device)
         pretrain_small(model, tokenizer, texts, steps, seed=seed, report=report)

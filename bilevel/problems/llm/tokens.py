@@ -69,8 +69,13 @@ def tokenize(
             "the tokenizer has no end-of-text token, so a model could not learn where a response "
             "ends: set tokenizer.eos_token"
         )
-    items = []
+    items: list[Item] = []
     for number, record in enumerate(records, start=1):
+        if items and len(_responses(record)) != len(items[0]):
+            raise DatasetError(
+                f"record {number} is a {type(record).__name__}, unlike those before: tokenize "
+                "preferences and instructions apart"
+            )
         text = record.prompt.rstrip(" ")
         space = record.prompt[len(text) :]
         prompt = tokenizer(text)["input_ids"]
@@ -86,12 +91,16 @@ def tokenize(
                 f"{max_length} leaves no room for a response. Raise max_length, or give "
                 "drop_long=True to leave such records out"
             )
-        items.append(
-            tuple(
-                _joined(prompt, space + response, tokenizer, max_length, number)
-                for response in _responses(record)
-            )
+        item = tuple(
+            _joined(prompt, space + response, tokenizer, max_length, number)
+            for response in _responses(record)
         )
+        if len(item) > len(set(item)):
+            raise DatasetError(
+                f"record {number}: chosen and rejected are the same within {max_length} tokens: "
+                "raise max_length, or leave the record out"
+            )
+        items.append(item)
     if not items:
         raise DatasetError(f"no record is left of those that fit into {max_length} tokens")
     return items
@@ -127,4 +136,15 @@ def check_vocabulary(items: Iterable[Item], size: int) -> None:
             raise DatasetError(
                 f"record {number} has the token id {largest}, and the model knows {size} tokens: "
                 "the tokenizer is another model's"
+            )
+
+
+def check_length(items: Iterable[Item], context: int | None) -> None:
+    """Refuse sequences that are longer than a model's context; raises as above."""
+    for number, item in enumerate(items, start=1):
+        longest = max(len(tokens.ids) for tokens in item)
+        if context is not None and longest > context:
+            raise DatasetError(
+                f"record {number} has {longest} tokens, and the model's context is {context}: "
+                "tokenize with a smaller max_length"
             )

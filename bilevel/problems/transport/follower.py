@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bilevel.errors import VariableError
+from bilevel.options import check_positive
 from bilevel.problems.transport.capacity import Capacity, GivenCapacity
 from bilevel.problems.transport.interior_point import RoutePoint, RouteProgram, solve_routes
 from bilevel.problems.transport.network import TransportNetwork
@@ -91,6 +92,7 @@ class Passengers:
     _find: RouteFinder = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_positive("tolerance", self.tolerance)
         object.__setattr__(self, "_find", RouteFinder(self.network))
 
     def respond(

@@ -1,4 +1,4 @@
-"""Networks that the library carries: the small ones of the BLOCC paper, and random ones."""
+"""Networks that the library carries: the small ones of the BLOCC paper."""
 
 from __future__ import annotations
 

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linprog
-from scipy.sparse import block_array, coo_array, csr_array, eye_array, kron
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse import block_array, coo_array, eye_array, kron
 
 from bilevel.errors import ResponseError
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.routes import Array
 
 _OPTIMAL, _INFEASIBLE = 0, 2
-
-
-def construction_bound(network: TransportNetwork, served: Array) -> float:
-    r"""A lower bound on the construction cost of serving demands, by each pair's cheapest route.
-
-    Parameters
-    ----------
-    network : TransportNetwork
-    served : array of shape (K,)
-        Passengers of each pair.
-    """
-    size = len(network.nodes)
-    graph = csr_array((network.construction_cost, (network.tail, network.head)), shape=(size, size))
-    pairs = np.flatnonzero(served)
-    origins, row = np.unique(network.origin[pairs], return_inverse=True)
-    if not len(pairs):
-        return 0.0
-    cost = dijkstra(graph, indices=origins)[row, network.destination[pairs]]
-    return float(served[pairs] @ cost)
 
 
 def least_construction_cost(

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bilevel.errors import InfeasibleError, OptionError, ProblemError
-from bilevel.problems.transport.least_cost import construction_bound, least_construction_cost
+from bilevel.options import check_optional_positive
+from bilevel.problems.transport.least_cost import least_construction_cost
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.routes import Array, RouteFinder
 
@@ -45,10 +46,8 @@ class PlanLimits:
     least_share: npt.ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        if self.floor is not None and not 0 < self.floor < np.inf:
-            raise OptionError(f"floor={self.floor!r}, expected a positive number, or None")
-        if self.budget is not None and not 0 < self.budget < np.inf:
-            raise OptionError(f"budget={self.budget!r}, expected a positive number, or None")
+        check_optional_positive("floor", self.floor)
+        check_optional_positive("budget", self.budget)
         _numbers("ceiling", self.ceiling)
         _numbers("least_share", self.least_share)
 
@@ -74,6 +73,8 @@ class PlanLimits:
         least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")
         floor = 1e-5 * float(np.mean(network.demand)) if self.floor is None else self.floor
         lower = np.full(links, floor)
+        if not np.all(upper > 0):
+            raise OptionError(f"ceiling: found {np.min(upper):g}, expected positive capacities")
         if not np.all(upper > floor):
             raise ProblemError(
                 f"ceiling: the smallest is {np.min(upper):g} and the floor is {floor:g}; give "
@@ -125,9 +126,7 @@ def _require_consistent(network: TransportNetwork, bounds: Bounds) -> None:
     if not np.any(served) or (np.isinf(bounds.budget) and np.all(np.isinf(bounds.upper))):
         return
     affordable = bounds.budget * (1 - _ROOM)
-    cost = construction_bound(network, served)
-    if cost < affordable:
-        cost = least_construction_cost(network, served, bounds.lower, bounds.upper * (1 - _ROOM))
+    cost = least_construction_cost(network, served, bounds.lower, bounds.upper * (1 - _ROOM))
     if np.isinf(cost):
         raise InfeasibleError(
             "least_share and ceiling: no capacities up to the ceilings carry the least shares of "

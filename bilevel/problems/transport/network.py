@@ -38,9 +38,11 @@ class TransportNetwork:
 
     Each directed link e = (i, j) has a travel cost :math:`d_e` and a construction cost
     :math:`c_e` per unit of capacity; each origin–destination pair k has a demand :math:`w_k`, a
-    fare :math:`m_k` and an alternative mode of travel of generalised cost :math:`u_k`. Travel
-    costs, alternative costs and fares are in the units of the logit model, in which a cost
-    difference of 1 multiplies the odds of a choice by e.
+    fare :math:`m_k` and an alternative mode of travel of generalised cost :math:`u_k`. Travel and
+    alternative costs are in the units of the logit model, in which a cost difference of 1
+    multiplies the odds of a choice by e. The fare is the operator's revenue a passenger; where
+    passengers pay it on top of what the alternative costs them, :math:`u_k` is that cost less the
+    fare.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ LAST_PENALTY = 500.0
 NEGLIGIBLE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A plan, what it is worth, and how it came about.
 
@@ -70,6 +70,10 @@ class Plan:
     stages: pd.DataFrame
     violation: float
 
+    def __repr__(self) -> str:
+        stages = self.stages.to_string(float_format="{:.6g}".format)
+        return f"{stages}\n\n{self.assessment}"
+
 
 def plan_network(
     network: TransportNetwork,
@@ -82,7 +86,8 @@ def plan_network(
     polish: int = 0,
     seed: int = 0,
     callbacks: Sequence[Callback | Callable[[Record, State], Any]] = (),
-    checkpoints: Path | None = None,
+    checkpoints: str | Path | None = None,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> Plan:
     """Choose the capacities of a network's links for the largest profit.
@@ -110,8 +115,10 @@ def plan_network(
         Of the polish.
     callbacks : sequence
         Of every run of BLOCC, see :meth:`BLOCC.solve`; for instance :class:`TrueProfit`.
-    checkpoints : Path, optional
-        A folder in which runs of BLOCC are saved, and from which they go on.
+    checkpoints : path, optional
+        A folder in which runs of BLOCC are saved.
+    resume : bool
+        Go on with the runs that are saved there; with the options that they were begun with.
     progress : bool, optional
         Show BLOCC's progress; by default in a terminal only.
 
@@ -124,14 +131,20 @@ def plan_network(
     """
     check_count("steps", steps)
     check_count("polish", polish, least=0)
+    check_count("seed", seed, least=0)
     for first in first_penalties:
         check_positive("first_penalties", first)
-    if not first_penalties:
+    if not len(first_penalties):
         raise OptionError("first_penalties is empty, expected one penalty or more, such as (1.0,)")
     if not isinstance(callbacks, Sequence):
         raise OptionError(f"callbacks={callbacks!r}, expected a list: callbacks=[...]")
-    limits = limits or PlanLimits()
-    stages = _Stages(network, limits, steps, callbacks, checkpoints, progress)
+    limits = PlanLimits() if limits is None else limits
+    if not isinstance(limits, PlanLimits):
+        raise OptionError(f"limits={limits!r}, expected PlanLimits(...)")
+    checkpoints = None if checkpoints is None else Path(checkpoints)
+    if resume and checkpoints is None:
+        raise OptionError("resume=True needs the folder that holds the runs: give checkpoints=")
+    stages = _Stages(network, limits, steps, callbacks, checkpoints, resume, progress)
     if start is None:
         start = 0.25 * network.demand.sum() / len(network.tail)
     runs = [stages.run(index, start, first) for index, first in enumerate(first_penalties)]
@@ -166,11 +179,12 @@ class _Stages:
         steps: int,
         callbacks: Sequence[Callback | Callable[[Record, State], Any]],
         checkpoints: Path | None,
+        resume: bool,
         progress: bool | None,
     ) -> None:
         self.network, self.limits, self.bounds = network, limits, limits.of(network)
         self.steps, self.callbacks = steps, callbacks
-        self.checkpoints, self.progress = checkpoints, progress
+        self.checkpoints, self.resume, self.progress = checkpoints, resume, progress
         self.runs: list[dict[str, float]] = []
         self.rows: dict[str, dict[str, float]] = {}
         self._began = time.perf_counter(), time.process_time()
@@ -181,6 +195,7 @@ class _Stages:
         rising = Geometric(first, LAST_PENALTY, steps=self.steps)
         bounds = self.bounds
         solution = self._solve(self.limits, start, rising, self.steps, file)
+        histories = [solution.history]
         found = assess(self.network, solution.x.numpy())
         asked, repeats = bounds.least_share, 0
         while repeats < 5:
@@ -191,11 +206,18 @@ class _Stages:
             limits = dataclasses.replace(self.limits, least_share=asked)
             try:
                 limits.of(self.network)
-            except (InfeasibleError, ProblemError):  # of what was asked for in addition
+            except (
+                InfeasibleError,
+                OptionError,
+                ProblemError,
+            ):  # of what was asked for in addition
                 break
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
             found = assess(self.network, solution.x.numpy())
+            done = histories[-1][["step", "seconds"]].iloc[-1]
+            more = solution.history
+            histories.append(more.assign(**{name: more[name] + done[name] for name in done.index}))
             repeats += 1
         self.runs.append(
             {
@@ -205,7 +227,9 @@ class _Stages:
                 "repeats": repeats,
             }
         )
-        return solution, found
+        history = pd.concat(histories, ignore_index=True).astype({"step": int})
+        steps = int(history["step"].iloc[-1])
+        return dataclasses.replace(solution, history=history, steps=steps), found
 
     def _solve(
         self,
@@ -223,7 +247,7 @@ class _Stages:
             *transport_start(self.network, inside),
             max_steps=steps,
             callbacks=[*self.callbacks, *([] if file is None else [Checkpoint(file, every=10)])],
-            resume=file if file is not None and file.exists() else None,
+            resume=file if self.resume and file is not None and file.exists() else None,
             progress=self.progress,
         )
 
@@ -262,9 +286,9 @@ class _Stages:
         }
         self._began = now
 
-    def rank(self, plan: Assessment) -> tuple[bool, float]:
-        """Plans within the limits first, then by profit."""
-        return self.violation(plan) <= NEGLIGIBLE, plan.profit
+    def rank(self, plan: Assessment) -> tuple[float, float]:
+        """Plans within the limits first, by profit; others by what they break."""
+        return -max(self.violation(plan), NEGLIGIBLE), plan.profit
 
     def violation(self, plan: Assessment) -> float:
         """See :class:`Plan`."""

@@ -202,6 +202,8 @@ def _costs(table: pd.DataFrame, name: str, column: str, meaning: str) -> Array:
 
 def _numbers(table: pd.DataFrame, name: str, column: str) -> Array:
     cells = table[column]
+    if cells.dtype.kind in "mM":
+        raise ProblemError(f"{name} table, column {column}: {cells.dtype} cells are no numbers")
     values = pd.to_numeric(cells, errors="coerce")
     if values.dtype.kind not in "iuf":
         raise ProblemError(f"{name} table, column {column}: {values.dtype} cells are no numbers")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bilevel.errors import OptionError, ProblemError
+from bilevel.options import check_count
 from bilevel.problems.transport.limits import PlanLimits
 from bilevel.problems.transport.network import IndexArray, TransportNetwork
 from bilevel.problems.transport.tables import Array
@@ -34,7 +35,7 @@ class TollPolish:
     start_profit : float
         The profit at the tolls that were given.
     profits : tuple of float
-        The best profit found after the descent from the start and after each further round.
+        The best profit found after the ascent from the start and after each further round.
     seconds : float
         Time taken.
     """
@@ -93,8 +94,8 @@ def polish_tolls(
     ProblemError
         The tolls do not fit the network, or no plan within the limits was found.
     """
-    if rounds < 0 or int(rounds) != rounds:
-        raise OptionError(f"rounds={rounds!r}, expected an integer >= 0")
+    check_count("rounds", rounds, least=0)
+    check_count("seed", seed, least=0)
     if not seconds > 0:
         raise OptionError(f"seconds={seconds!r}, expected a positive number")
     started = time.perf_counter()
@@ -221,7 +222,7 @@ class _TollSearch:
         candidates, profits = link_candidates(self.network, toll, link)
         if self.bounds is not None:  # Their profit does not tell which of them are admissible.
             order = np.argsort(candidates)
-            return candidates[order[:: -(-len(order) // TRIED)]]
+            return np.append(candidates[order[: -1 : -(-len(order) // TRIED)]], np.inf)
         best = int(np.argmax(profits))
         return candidates[[best]] if profits[best] > value + 1e-9 else candidates[:0]
 

@@ -18,7 +18,8 @@ class TrueProfit(Callback):
     r"""Add :math:`-f(a, y_g)` to the history, as ``true_profit``.
 
     The history's ``upper`` is f at the perturbed response, which favours the leader; its distance
-    from the true one tells how much of a plan is hope. Each value costs one more response.
+    from the true one tells how much of a plan is hope. Each value costs one more response. To stop
+    where it no longer rises, put ``EarlyStopping("true_profit", mode="max")`` behind it.
 
     Parameters
     ----------

@@ -200,7 +200,17 @@ pd.DataFrame(
 # %%
 # :func:`~bilevel.problems.transport.plan_network` is all of this in one call, with ceilings on
 # capacities, a budget and least shares (:class:`~bilevel.problems.transport.PlanLimits`), and
-# several runs of BLOCC of which it keeps the best.
+# several runs of BLOCC of which it keeps the best:
+#
+# .. code-block:: python
+#
+#     network = TransportNetwork.from_csv("links.csv", "demand.csv", "positions.csv")
+#     plan = plan_network(network, PlanLimits(budget=55.0, least_share=0.5), polish=20)
+#     print(plan)  # profit and violation after each stage
+#     plan.assessment.plan.to_csv("plan.csv", index=False)
+#     networkx.write_graphml(plan.assessment.to_graph(), "plan.graphml")
+#
+# and ``examples/seville_transport.py`` the same from the command line, with tables and figures.
 #
 # The plan, with the width of a link for its capacity; traffic keeps right.
 at = network.positions[["x", "y"]].to_numpy()
@@ -299,5 +309,7 @@ plt.show()
 # -------------------
 # No bound proves that a plan is optimal, and the runs that are worst without the polish lie 5 %
 # below the best. A run ends where its schedule of penalties ends, not where a residual is small:
-# hence the status above, and the exact assessment. Fares are given, not chosen; demand is fixed,
-# and its only choice is between the network and the other mode.
+# hence the status above, and the exact assessment. Fares are given, not chosen, and only the
+# operator's objective has them: where passengers pay them on top of what the other mode costs, give
+# u less the fare as the alternative's cost. Demand is fixed, and its only choice is between the
+# network and the other mode.
