@@ -125,4 +125,4 @@ def test_one_s_own_records_train_the_small_model_too(inputs, tmp_path):
 
 def test_a_missing_adapter_is_named(inputs, tmp_path):
     printed = run(*inputs, "--stage", "post-sft", "--out", tmp_path, code=1)
-    assert "run --stage train first" in printed
+    assert "there is no run in" in printed

@@ -181,7 +181,7 @@ def test_limits_that_do_not_fit_the_network(
         # The direct link costs 1; a detour doubles what can be carried.
         (
             {"budget": 0.29},
-            "least_share and budget: .* cost 0.30026 at the least, and the budget is",
+            "least_share and budget: .* cost 0.30026 at the least, and",
         ),
         ({"ceiling": 0.149}, "least_share and ceiling: no capacities up to the ceilings"),
         ({"budget": 0.3, "ceiling": 9.0}, "cost 0.30026 at the least.* or the ceilings"),
