@@ -45,10 +45,6 @@ class BatchStream:
         self._random = _random_state(loader)
         self._iterator: Iterator[Any] | None = None
 
-    def current(self) -> Any:
-        """The batch drawn last; before the first, as in a finished run that is resumed, that."""
-        return self._one() if self.last is None else self.last
-
     def next(self, count: int = 1) -> Any:
         """The next batch, or with ``count`` > 1 the list of the next ``count`` batches."""
         if count > 1:
@@ -115,11 +111,10 @@ class BatchStream:
 
     def _skip(self, count: int) -> None:
         skip = getattr(self.loader, "skip", None)
-        if skip is not None:
-            skip(count)
+        if skip is not None:  # all but the last, on which a finished run is judged
+            skip(count - 1)
             self._iterator = iter(self.loader)
-            self.position = count
-            return
+            self.position = count - 1
         while self.position < count:
             if not self._advance():
                 raise CheckpointError(

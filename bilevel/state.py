@@ -168,6 +168,12 @@ class State:
                     f"the saved state was made by {found}, this solver uses {used}: resume with "
                     "the solver that began the run"
                 )
+        for name, optimizer, held in (
+            ("upper_optimizer", self.upper_optimizer, saved["upper_optimizer"]),
+            ("lower_optimizer", self.perturbed.optimizer, saved["perturbed"]["optimizer"]),
+        ):
+            if optimizer is not None:
+                _check_hyperparameters(name, optimizer, held)
         # All is compared before anything is changed: parameters would not come back.
         own = self.state_dict()
         for name in ("x", "y"):
@@ -208,6 +214,24 @@ def _state_of(part: Any) -> dict[str, Any] | None:
 def _load_into(part: Any, saved: dict[str, Any] | None) -> None:
     if part is not None:
         part.load_state_dict(saved)
+
+
+def _check_hyperparameters(
+    name: str, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+) -> None:
+    """Refuse another learning rate, momentum, ...: a saved optimiser would bring back its own."""
+    for own, found in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key in own.keys() - {"params", "initial_lr"}:
+            # A scheduler moves lr, and keeps what it began with.
+            before, now = (
+                group.get("initial_lr", group["lr"]) if key == "lr" else group.get(key)
+                for group in (found, own)
+            )
+            if before != now:
+                raise CheckpointError(
+                    f"the saved {name} has {key}={before}, and this solver's {now}: resume with "
+                    "the options that began the run"
+                )
 
 
 def _check_alike(leaves: list[Tensor], saved: list[Tensor], name: str) -> None:

@@ -302,6 +302,11 @@ def test_early_stopping_names_the_columns_that_it_could_monitor():
 def test_callbacks_refuse_nonsense_counts(value):
     with refused(OptionError, f"patience={value!r}"):
         EarlyStopping(patience=value)
+
+
+def test_early_stopping_goes_down_or_up():
+    with pytest.raises(OptionError, match="expected 'min' or 'max'"):
+        EarlyStopping(mode="up")
     with refused(OptionError, f"every={value!r}"):
         Checkpoint("run.ckpt", every=value)
 

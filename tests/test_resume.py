@@ -19,7 +19,7 @@ from resume_worker import ADAM, CASES, deterministic, everything_at_once, loader
 from torch.utils.data import DataLoader, TensorDataset
 from toys import coupled_toy, negative_toy, scalar
 
-from bilevel import BLOCC, PBGD, MaxMin, PBGDFree, checkpoints
+from bilevel import BLOCC, PBGD, BilevelProblem, MaxMin, PBGDFree, checkpoints
 from bilevel.batches import BatchStream
 from bilevel.callbacks import Checkpoint
 from bilevel.errors import CheckpointError
@@ -113,6 +113,43 @@ class TestFinished:
         again = everything_at_once()(resume=path, **options)
         assert again.steps == 8
         assert again.upper_value == whole.upper_value
+
+    def test_a_finished_run_on_a_loader_that_skips_is_judged_on_the_same_batch(self, tmp_path):
+        class Skipping(list):
+            first = 0
+
+            def skip(self, count):
+                self.first = count
+
+            def __iter__(self):
+                first, self.first = self.first, 0
+                return iter(list.__getitem__(self, slice(first, None)))
+
+        problem = BilevelProblem(
+            upper=lambda x, y, batch: (y - batch).square().sum() + x.square().sum(),
+            lower=lambda x, y, batch: (y - x * batch).square().sum(),
+        )
+        loaders = Skipping([torch.tensor(float(k)) for k in range(5)])
+
+        def solve(**options):
+            return PBGDFree(penalty=2.0, upper_lr=0.1, lower_lr=0.1).solve(
+                problem, scalar(1.0), scalar(1.0), max_steps=8,
+                upper_batches=loaders, lower_batches=loaders, **QUIET, **options,
+            )  # fmt: skip
+
+        path = tmp_path / "run.pt"
+        whole = solve(callbacks=[Checkpoint(path)])
+        again = solve(resume=path)
+        assert again.upper_value == whole.upper_value
+        assert again.steps == 8
+
+    @pytest.mark.parametrize("changed", ["upper_lr", "lower_lr"])
+    def test_another_learning_rate_is_refused(self, tmp_path, changed):
+        path, rates = tmp_path / "run.pt", {"upper_lr": 0.1, "lower_lr": 0.2}
+        start = (negative_toy(), scalar(2.0), scalar(3.0))
+        PBGD(**rates).solve(*start, max_steps=5, callbacks=[Checkpoint(path)], **QUIET)
+        with pytest.raises(CheckpointError, match=r"has lr=0\.[12], and this solver's 0\.3"):
+            PBGD(**rates | {changed: 0.3}).solve(*start, max_steps=9, resume=path, **QUIET)
 
     def test_a_finished_run_goes_on_to_more_steps(self, tmp_path):
         solve, path = deterministic(), tmp_path / "run.pt"

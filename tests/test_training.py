@@ -16,7 +16,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from toys import coupled_toy, scalar
+from toys import coupled_toy, negative_toy, scalar
 
 from bilevel import BLOCC, PBGD, BilevelProblem, MaxMin, PBGDFree, Status
 from bilevel.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
@@ -611,3 +611,17 @@ def first_pause(values, patience, min_delta):
         if waited >= patience:
             return step
     raise AssertionError("never paused")
+
+
+def test_early_stopping_by_a_quantity_that_should_rise():
+    class Score(Callback):
+        def on_log(self, run, record):
+            record["score"] = -((record["step"] - 5) ** 2)
+
+    patient = EarlyStopping("score", patience=3, mode="max")
+    solution = PBGD(upper_lr=0.01, lower_lr=0.1).solve(
+        negative_toy(), scalar(2.0), scalar(3.0), max_steps=50, tolerance=0.0, log_every=1,
+        callbacks=[Score(), patient],
+    )  # fmt: skip
+    assert solution.status is Status.STOPPED
+    assert solution.steps == 8

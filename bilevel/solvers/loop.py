@@ -61,7 +61,7 @@ class Run:
     def batches(self) -> tuple[Any, Any]:
         """The last step's batches, of accumulated micro-batches the last ones."""
         upper, lower = (self.streams.get(f"{level}_batches") for level in ("upper", "lower"))
-        return upper and upper.current(), lower and lower.current()
+        return upper and upper.last, lower and lower.last
 
     @property
     def history(self) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def test_columns_and_template(tmp_path):
         (({"prompt": "a", "response": 3},), "row 1: response is a int, expected text"),
         (("{broken",), "row 1 is no JSON"),
         (("[1, 2]",), "row 1 is a list, expected an object"),
-        (("",), "has 0 rows after number 0, wanted at least one"),
+        (("",), "has 0 rows, and at least one are wanted"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path, rows, message):
@@ -80,7 +80,7 @@ def test_missing_sources_and_too_few_rows_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="cannot be read"):
         list(read_records(Instruction, tmp_path / "none.jsonl"))
     path = jsonl(tmp_path, {"prompt": "a", "response": "b"})
-    with pytest.raises(DatasetError, match="has 1 rows after number 0, wanted 5"):
+    with pytest.raises(DatasetError, match="has 1 rows, and 5 are wanted"):
         list(read_records(Instruction, path, count=5))
     with pytest.raises(DatasetError, match="fields of Instruction"):
         list(read_records(Instruction, path, columns={"answer": "x"}))
@@ -276,3 +276,33 @@ def test_a_response_that_has_no_tokens_is_refused():
     with pytest.raises(DatasetError, match=r"record 1: the response .* has no tokens"):
         tokenize(INSTRUCTIONS[:1], Deaf(), 8)
     assert Tokens((1, 2, 3), 1).response_length == 2
+
+
+@pytest.mark.parametrize("template", ["no braces", "{}{}", "{prompt}"])
+def test_a_template_without_its_one_place_is_refused(tmp_path, template):
+    path = jsonl(tmp_path, {"prompt": "a", "response": "b"})
+    with pytest.raises(DatasetError, match=r"a text with one \{\} for the prompt"):
+        list(read_records(Instruction, path, template=template))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_text_of_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"prompt": "é", "response": "ü"}'.encode(encoding))
+    with pytest.raises(DatasetError, match=r"rows.jsonl is not UTF-8 text"):
+        list(read_records(Instruction, path))
+
+
+def test_a_character_cut_in_two_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "response": "b \\ud83d"}')
+    with pytest.raises(DatasetError, match="row 1: response is not valid text"):
+        list(read_records(Instruction, path))
+
+
+def test_records_of_two_kinds_and_responses_cut_to_the_same_are_refused():
+    with pytest.raises(DatasetError, match="record 2 is a Instruction, unlike those before"):
+        tokenize([PREFERENCES[0], INSTRUCTIONS[0]], tokenizer(), 64)
+    long = Preference("Say: ", "word " * 60 + "a", "word " * 60 + "b")
+    with pytest.raises(DatasetError, match="the same within 20 tokens"):
+        tokenize([long], tokenizer(), 20)

@@ -13,7 +13,8 @@ from tiny import base, instructions, preferences, tokenizer, two_levels
 from torch import nn
 
 from bilevel import PBGD, PBGDFree
-from bilevel.errors import OptionError
+from bilevel.callbacks import Checkpoint
+from bilevel.errors import DatasetError, OptionError
 from bilevel.problems.llm import (
     METHODS,
     FineTuningOptions,
@@ -253,3 +254,41 @@ def test_bad_options_are_refused(options):
 def test_unknown_methods_are_refused():
     with pytest.raises(OptionError, match="expected one of pbgd-free"):
         FineTuningOptions().solvers("magic")
+
+
+def test_loaders_in_each_other_s_place_are_refused():
+    model, (solver,) = two_levels(), FineTuningOptions().solvers("pbgd-free")
+    loaders = TokenLoader(instructions(), 4, seed=0), TokenLoader(preferences(), 4, seed=0)
+    with pytest.raises(DatasetError, match="preferences: the loader's records have 1 response"):
+        finetune(model, solver, *loaders, 2)
+    with pytest.raises(DatasetError, match="preferences: the loader's records have 1 response"):
+        evaluate(model, *loaders)
+
+
+def test_an_adapter_of_another_scale_or_with_broken_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    two_levels().save_pretrained(tmp_path)
+    other = TwoLevelModel(base(), rank=4, alpha=640.0)
+    with pytest.raises(DatasetError, match="lora_alpha"):
+        other.load_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if "lora_A" not in name}, file)
+    with pytest.raises(DatasetError, match="lacks weights of this model"):
+        two_levels().load_pretrained(tmp_path)
+    save_file({name: value * float("nan") for name, value in weights.items()}, file)
+    with pytest.raises(DatasetError, match="NaN or infinite weights"):
+        two_levels().load_pretrained(tmp_path)
+
+
+def test_a_finished_run_resumed_returns_its_result(tmp_path):
+    def go(**options):
+        model, (solver,) = two_levels(), FineTuningOptions().solvers("pbgd-free")
+        loaders = TokenLoader(preferences(), 4, seed=0), TokenLoader(instructions(), 4, seed=0)
+        return finetune(model, solver, *loaders, 4, progress=False, **options)
+
+    whole = go(callbacks=[Checkpoint(tmp_path / "x.pt", every=2)])
+    again = go(resume=tmp_path / "x.pt")
+    assert again.steps == 4
+    assert again.upper_value == whole.upper_value

@@ -160,3 +160,61 @@ print(f"probe by layer: {[round(each.value, 3) for each in measured.probes]}")
 print(f"anchor labels:   {measured.anchor}")
 print(f"enhanced labels: {measured.enhanced}")
 print(f"phone error rate: {heard.errors.rate()}")
+
+# %%
+# Results: what a step costs
+# --------------------------
+# The target view passes k of K = 7/10 of the layers once more, without a gradient where labels are
+# detached: the arithmetic alone gives 1.23 times a step of BEST-RQ, and 1.70 with the gradient.
+# Measured on the same batches (``benchmarks/birq_cost.py``: preset ``c2``, 64 crops of 12 s,
+# bfloat16, one NVIDIA H200, torch 2.11; the peak is 989 TFLOP/s):
+#
+# =========================  ========  =====  ========  =====  =========  =======
+# \                          eager ms  ratio  compiled  ratio  frames/s   of peak
+# =========================  ========  =====  ========  =====  =========  =======
+# BEST-RQ                    113       1      84.9      1      226,000    38.7 %
+# BiRQ, labels detached      140       1.24   103       1.22   186,000    36.1 %
+# BiRQ, full gradient        184       1.63   139       1.64   138,000    40.1 %
+# =========================  ========  =====  ========  =====  =========  =======
+#
+# The peak of memory is 1.11 times that of BEST-RQ with detached labels, and 1.65 times with the
+# full gradient.
+#
+# Results: which labels stay alive
+# --------------------------------
+# 2,000 steps of the preset ``tiny`` on 30 minutes of this corpus, 512 codes
+# (``benchmarks/birq_study.py --study collapse``). The ratio is the perplexity of the enhanced codes
+# over the anchors', at the end and at its lowest; information is the share of the phones' entropy
+# that the labels explain on voices not heard, for which anchors have .176; accuracy is that of the
+# most frequent phone of each label. The first row is the mean of three quantiser seeds, the others
+# are one seed each.
+#
+# =================================  ======  ======  ===========  ========
+# labels                             end     least   information  accuracy
+# =================================  ======  ======  ===========  ========
+# detached, shrunk whitening         1.28    1.06    .176
+# detached, whitened                 1.50    1.47    .164         .214
+# detached, standardised             1.07    .56     .170         .218
+# detached, layer norm               .79     .33     .182         .217
+# detached, two heads                1.37    1.14    .172         .215
+# full, shrunk whitening             .16     .024    .060         .106
+# full, whitened                     .31     .096    .105         .148
+# full, standardised                 .018    .016    .050         .103
+# full, layer norm                   .009    .009    0            .085
+# full, two heads                    .034    .021    .001         .087
+# full, soft labels                  .017
+# full, temperature 5                .025
+# full, learning rate / 10           .078    .077    .162         .175
+# full, penalty × 10                 .142    .141    .191         .207
+# full, penalty × 100                1.27    1.08    .183         .227
+# full, logit scale 10               .197    .197
+# full, anchors alone first          .104    .104    .161         .177
+# capped at .3 of the other          .408    .333    .198         .232
+# capped at .03                      .877    .877    .194         .229
+# capped at .003                     1.36    1.14    .172         .220
+# =================================  ======  ======  ===========  ========
+#
+# With the gradient through the labels, they come down to few codes under every normalisation,
+# least so when whitened. What keeps them alive is that gradient's share: bounded to a third of the
+# rest or less, or outweighed by a penalty a hundred times as large. Where it is small but not
+# nothing, the labels say more about the phones than the anchors do, and more than detached ones.
