@@ -303,10 +303,6 @@ def test_callbacks_refuse_nonsense_counts(value):
     with refused(OptionError, f"patience={value!r}"):
         EarlyStopping(patience=value)
 
-
-def test_early_stopping_goes_down_or_up():
-    with pytest.raises(OptionError, match="expected 'min' or 'max'"):
-        EarlyStopping(mode="up")
     with refused(OptionError, f"every={value!r}"):
         Checkpoint("run.ckpt", every=value)
 
@@ -339,3 +335,8 @@ def test_a_checkpoint_that_is_damaged_is_named(tmp_path):
     path.write_bytes(b"junk")
     with refused(CheckpointError, "run.ckpt cannot be read as a checkpoint"):
         solve(resume=path)
+
+
+def test_early_stopping_goes_down_or_up():
+    with pytest.raises(OptionError, match="expected 'min' or 'max'"):
+        EarlyStopping(mode="up")
