@@ -125,6 +125,8 @@ def parse_arguments() -> argparse.Namespace:
     train("--finetuning-steps", type=int, default=300, help="default: %(default)s")
     train("--encoder-lr", type=float, default=1e-3, help="of fine-tuning (default: %(default)s)")
     train("--head-lr", type=float, default=3e-3, help="of the new output layer (default: 0.003)")
+    train("--frozen-steps", type=int, default=0,
+          help="first steps of fine-tuning, for the output layer alone (default: 0)")  # fmt: skip
     train("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     train("--bf16", action="store_true", help="mixed precision")
     train("--compile", action="store_true", help="compile the encoder's layers")
@@ -136,7 +138,7 @@ def parse_arguments() -> argparse.Namespace:
     train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
     args = parse(parser, QUICK)
     counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every")
-    require_least(parser, args, seed=0, **dict.fromkeys(counts, 1))
+    require_least(parser, args, seed=0, frozen_steps=0, **dict.fromkeys(counts, 1))
     if (args.data == "espeak") != (args.labelled is None and args.test is None):
         parser.error("--labelled and --test go with --data FOLDER, and it needs both")
     return args
@@ -203,7 +205,7 @@ def run_arm(
             accumulate=args.accumulate, autocast=torch.bfloat16 if args.bf16 else None,
         ),
         finetuning=FineTuningOptions(
-            head_lr=args.head_lr, encoder_lr=args.encoder_lr,
+            head_lr=args.head_lr, encoder_lr=args.encoder_lr, frozen_steps=args.frozen_steps,
             precision=torch.bfloat16 if args.bf16 else None,
         ),
         finetuning_steps=args.finetuning_steps,

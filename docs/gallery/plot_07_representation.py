@@ -170,16 +170,15 @@ for name in curves:
     points = curves[name].dropna()
     if len(points) > 1:
         ax.plot(points.index, points, label=name)
-ax.axhline(
-    summary.loc["linear regression", "mse"], color="0.4", ls=":", label="linear regression"
-)  # fmt: skip
+linear = summary.loc["linear regression", "mse"]
+ax.axhline(linear, color="0.4", ls=":", label="linear regression")
 ax.set(xlabel="step", ylabel="test error, mean of both groups")
 ax.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %%
 # A network of this size overfits 309 patients. ``PBGD`` fits both groups to the end, as training on
-# both does, and overfits as that does; ``PBGDFree``, whose network sees one group's loss only, with
+# both does, and overfits soonest; ``PBGDFree``, whose network sees one group's loss only, with
 # the head held by the other group's, overfits later. Stopped in time they differ little. None of
 # them is better than linear regression, which is the honest summary of this experiment on data of
 # this size; and with targets that are not squeezed nothing is learnt at all.

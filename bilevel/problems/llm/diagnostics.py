@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bilevel.callbacks import Callback
 from bilevel.diagnostics.flatness_fit import FlatnessFit, fit_flatness
-from bilevel.options import check_count
+from bilevel.errors import DatasetError
+from bilevel.options import check_count, check_positive
 from bilevel.problem import BilevelProblem
 from bilevel.problems.llm.batches import TokenBatch
 from bilevel.problems.llm.model import TwoLevelModel
@@ -71,6 +72,10 @@ class ResponseDiagnostics(Callback):
     ) -> None:
         check_count("every", every)
         check_count("steps", steps)
+        for name, value in (("penalty", penalty), ("lr", lr), *(("factors", f) for f in factors)):
+            check_positive(name, value)
+        if not (preferences and instructions):
+            raise DatasetError("the sample has no batch of preferences, or none of instructions")
         self.model = model
         self.batches = (list(preferences), list(instructions))
         self.penalty = penalty

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bilevel.errors import DatasetError
+from bilevel.options import check_count
 from bilevel.problems.llm.records import Instruction, Preference
 
 _PROMPT = "Signature: {}\nSummary: "
@@ -90,6 +91,10 @@ def library_corpus(
     DatasetError
         More records than the library has functions.
     """
+    for name, count in (("instructions", instructions), ("preferences", preferences)):
+        check_count(name, count)
+    check_count("tests", tests)
+    check_count("seed", seed, least=0)
     functions = library_functions()
     random = np.random.default_rng(seed)
     shuffled = [functions[i] for i in random.permutation(len(functions))]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bilevel.errors import OptionError
 from bilevel.extras import require
-from bilevel.options import check_count
+from bilevel.options import check_count, check_positive
 
 FAMILIES = ("llama", "gpt_neox")
 _END = "<|end|>"
@@ -115,7 +115,10 @@ def pretrain_small(
     float
         The mean loss of the last tenth of the steps, nats a token.
     """
-    check_count("steps", steps)
+    for name, count in (("steps", steps), ("batch_size", batch_size), ("length", length)):
+        check_count(name, count)
+    check_count("seed", seed, least=0)
+    check_positive("lr", lr)
     end = tokenizer.eos_token_id
     ids = [token for text in tokenizer(list(texts))["input_ids"] for token in (*text, end)]
     stream = torch.tensor(ids, device=next(model.parameters()).device)

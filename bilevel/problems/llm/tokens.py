@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bilevel.errors import DatasetError
+from bilevel.options import check_count
 from bilevel.problems.llm.records import Instruction, Preference
 
 
@@ -64,6 +65,7 @@ def tokenize(
         Naming the row: a prompt longer than the context, a response of no tokens; a tokenizer
         without an end-of-text token; no record at all.
     """
+    check_count("max_length", max_length, least=2)
     if tokenizer.eos_token_id is None:
         raise DatasetError(
             "the tokenizer has no end-of-text token, so a model could not learn where a response "

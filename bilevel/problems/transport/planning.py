@@ -147,6 +147,13 @@ def plan_network(
     stages = _Stages(network, limits, steps, callbacks, checkpoints, resume, progress)
     if start is None:
         start = 0.25 * network.demand.sum() / len(network.tail)
+    try:
+        start = np.asarray(start, dtype=np.float64)
+        np.broadcast_to(start, len(network.tail))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"start={start!r}, expected a number, or one for each of {len(network.tail)} links"
+        ) from error
     runs = [stages.run(index, start, first) for index, first in enumerate(first_penalties)]
     solution, blocc = max(runs, key=lambda run: stages.rank(run[1]))
     stages.end("BLOCC", blocc)

@@ -13,6 +13,7 @@ from scipy.spatial import Delaunay
 from scipy.spatial.distance import cdist
 
 from bilevel.errors import OptionError
+from bilevel.options import check_count
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.tables import Array
 
@@ -21,6 +22,8 @@ _LINK_COST = 0.8
 _CONSTRUCTION_PER_COST = 1.1
 _DEMAND = 2.65
 _DROPPED = 0.2
+#: Nodes; beyond, the demand between all pairs would fill the memory.
+LARGEST = 3000
 
 
 def random_network(nodes: int, *, seed: int) -> TransportNetwork:
@@ -41,7 +44,7 @@ def random_network(nodes: int, *, seed: int) -> TransportNetwork:
     Parameters
     ----------
     nodes
-        The number of nodes n, at least 3.
+        The number of nodes n, from 3 to 3000.
     seed
         Seed of all random numbers, from 0 to 2**32 - 1.
 
@@ -55,9 +58,11 @@ def random_network(nodes: int, *, seed: int) -> TransportNetwork:
     OptionError
         A parameter is out of range.
     """
-    if nodes < 3:
-        raise OptionError(f"nodes={nodes}; a triangulation needs at least 3")
-    if not 0 <= seed < 2**32:
+    check_count("nodes", nodes, least=3)
+    if nodes > LARGEST:
+        raise OptionError(f"nodes={nodes}; there would be {nodes * (nodes - 1)} pairs of them")
+    check_count("seed", seed, least=0)
+    if seed >= 2**32:
         raise OptionError(f"seed={seed}; expected an integer from 0 to 2**32 - 1")
     # RandomState, since its stream is frozen: default_rng's may change between NumPy releases.
     random = np.random.RandomState(seed)
