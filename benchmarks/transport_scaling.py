@@ -34,7 +34,7 @@ CURVES = {
 def main() -> None:
     args = parse_arguments()
     if args.measure is not None:
-        print(json.dumps(measure(args.measure, args.steps, args.seed)))
+        print(json.dumps(measure(args.measure, args.steps, args.tolerance, args.seed)))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -46,7 +46,7 @@ def main() -> None:
     exponents = {name: exponent(table["nodes"], table[name]) for name in CURVES}
     print(
         f"\n{platform.processor() or platform.machine()}, one thread, seed {args.seed}, "
-        f"{args.steps} steps\n\n{table.to_string(index=False, float_format='{:.3g}'.format)}\n"
+        f"{args.steps} steps, tolerance {args.tolerance:g}\n\n{table.to_string(index=False, float_format='{:.3g}'.format)}\n"
     )
     for name, label in CURVES.items():
         print(f"{label}: nodes^{exponents[name]:.2f}")
@@ -59,7 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     option = parser.add_argument
     option("--nodes", type=int, nargs="+", default=[25, 50, 100, 200], help="sizes")
-    option("--steps", type=int, default=100, help="outer steps of a run (default: 100)")
+    option("--steps", type=int, default=60, help="outer steps of a run (default: 60)")
+    option("--tolerance", type=float, default=1e-7, help="of the responses (default: 1e-7)")
     option("--seed", type=int, default=0, help="of the networks (default: 0)")
     option("--out", type=Path, default=Path("results/transport_scaling"), help="folder to write to")
     option("--measure", type=int, metavar="NODES", help=argparse.SUPPRESS)
@@ -69,8 +70,9 @@ def parse_arguments() -> argparse.Namespace:
 def in_own_process(nodes: int, args: argparse.Namespace) -> dict:
     """So that the peak of memory is that of one size."""
     command = [sys.executable, __file__, "--measure", nodes, "--steps", args.steps]
+    command += ["--tolerance", args.tolerance, "--seed", args.seed]
     finished = subprocess.run(
-        [*map(str, command), "--seed", str(args.seed)],
+        [*map(str, command)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -79,7 +81,7 @@ def in_own_process(nodes: int, args: argparse.Namespace) -> dict:
     return json.loads(finished.stdout)
 
 
-def measure(nodes: int, steps: int, seed: int) -> dict:
+def measure(nodes: int, steps: int, tolerance: float, seed: int) -> dict:
     from bilevel import BLOCC, DifferenceOfConvex
     from bilevel.errors import ResponseError
     from bilevel.problems.transport import (
@@ -96,7 +98,7 @@ def measure(nodes: int, steps: int, seed: int) -> dict:
     clocks = [(time.perf_counter(), time.process_time())]
     outer = DifferenceOfConvex(extrapolation=0.9)
     solution = BLOCC(penalty=Geometric(1.0, 500.0, steps=steps), outer=outer).solve(
-        transport_problem(network),
+        transport_problem(network, tolerance=tolerance),
         *transport_start(network, start),
         max_steps=steps,
         log_every=1,

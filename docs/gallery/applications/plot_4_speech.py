@@ -222,8 +222,8 @@ print(f"phone error rate: {heard.errors.rate()}")
 # Results: what is learnt
 # -----------------------
 # 120 minutes without labels and 5 with, 200 sentences of voices and texts heard nowhere else to
-# test on (7,099 phones); the preset ``tiny`` with 4 codebooks of 512 codes, 4,000 steps of 16 crops of
-# 1.6 s, then 600 steps of CTC; three seeds of weights, quantisers and batches
+# test on (7,099 phones); the preset ``tiny`` with 4 codebooks of 512 codes, 4,000 steps of 16 crops
+# of 1.6 s, then 600 steps of CTC; three seeds of weights, quantisers and batches
 # (``benchmarks/birq_study.py --study learning --codebooks 4 --steps 4000 --minutes 120
 # --finetuning-steps 600 --finetuning 0.01 0.002 100``). Fine-tuning has rates of .01 for the output
 # layer and .002 for the encoder, which rests for the first 100 steps; without pretraining .003 for
