@@ -46,7 +46,8 @@ def main() -> None:
     exponents = {name: exponent(table["nodes"], table[name]) for name in CURVES}
     print(
         f"\n{platform.processor() or platform.machine()}, one thread, seed {args.seed}, "
-        f"{args.steps} steps, tolerance {args.tolerance:g}\n\n{table.to_string(index=False, float_format='{:.3g}'.format)}\n"
+        f"{args.steps} steps, tolerance {args.tolerance:g}\n\n"
+        f"{table.to_string(index=False, float_format='{:.3g}'.format)}\n"
     )
     for name, label in CURVES.items():
         print(f"{label}: nodes^{exponents[name]:.2f}")
