@@ -17,7 +17,8 @@ class BatchStream:
     """Batches of a re-iterable loader, epoch after epoch.
 
     The state holds the epoch, the position in it, and the random state with which the epoch began,
-    so that a restored stream goes on with the batch that would have come next. A loader with a
+    so that a restored stream goes on with the batch that would have come next. A loader, or its
+    sampler, with a method ``set_epoch(epoch)`` is told the epoch before each pass. A loader with a
     method ``skip(count)``, after which its next pass begins ``count`` batches in, is spared making
     those that were drawn before.
 
@@ -75,10 +76,10 @@ class BatchStream:
 
     def _begin_epoch(self) -> None:
         self._random = _random_state(self.loader)
-        sampler = getattr(self.loader, "sampler", None)
-        set_epoch = getattr(sampler, "set_epoch", None)
-        if set_epoch is not None:  # DistributedSampler shuffles by epoch
-            set_epoch(self.epoch)
+        for owner in (self.loader, getattr(self.loader, "sampler", None)):
+            set_epoch = getattr(owner, "set_epoch", None)
+            if set_epoch is not None:  # DistributedSampler shuffles by epoch
+                set_epoch(self.epoch)
         self._iterator = iter(self.loader)
 
     def state_dict(self) -> dict[str, Any]:

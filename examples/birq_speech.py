@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -66,9 +67,13 @@ def main() -> None:
         if rank() == 0:
             make_folder(args.out)
             write_configuration(args.out, args)
-        for seed in range(args.seed, args.seed + args.seeds):
-            for method in args.method:
-                run_arm(args, options, source, method, seed)
+        seeds = range(args.seed, args.seed + args.seeds)
+        arms = [(method, seed) for seed in seeds for method in args.method]
+        if not args.resume and rank() == 0:  # nothing of another run stays
+            for method, seed in arms:
+                begin_anew(args.out / f"{method}-seed{seed}", args.stage)
+        for method, seed in arms:
+            run_arm(args, options, source, method, seed)
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     finally:
@@ -182,6 +187,14 @@ def read_source(args: argparse.Namespace) -> SpeechSource:
     )
 
 
+def begin_anew(folder: Path, stage: str) -> None:
+    """Remove an earlier run's arm; the stage finetune begins from what that has pretrained."""
+    if stage != "finetune":
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        (folder / "result.json").unlink(missing_ok=True)
+
+
 # Arms -------------------------------------------------------------------------------------------
 
 
@@ -211,7 +224,8 @@ def run_arm(
         finetuning_steps=args.finetuning_steps,
         compile=args.compile,
     )  # fmt: skip
-    pretrained = pretrain(args, protocol, options, source, method, seed, folder)
+    saved = args.stage == "finetune" or args.resume
+    pretrained = pretrain(args, protocol, options, source, method, seed, folder, saved)
     if args.stage == "pretrain":
         return
     numbers = measure(args, protocol, source, pretrained, method, seed, folder)
@@ -227,10 +241,11 @@ def pretrain(
     method: str,
     seed: int,
     folder: Path,
+    reuse: bool,
 ) -> Pretrained:
-    """The arm's pretrained model: trained now, or read where that was done before."""
+    """The arm's pretrained model: read where it was trained before, or trained now."""
     saved, table = folder / "pretrained", folder / "history.csv"
-    if (args.stage == "finetune" or args.resume) and (saved / "config.json").is_file():
+    if reuse and (saved / "config.json").is_file():
         history = pd.read_csv(table) if table.is_file() else pd.DataFrame()
         seconds = float(history["seconds"].iloc[-1]) if len(history) else 0.0
         return Pretrained(SpeechModel.from_pretrained(saved).to(args.device), history, seconds)
@@ -238,9 +253,9 @@ def pretrain(
         raise OptionError(f"no pretrained model in {saved}: run --stage pretrain first")
     teacher = None
     if method == "relabel":
-        teacher = pretrain(
-            args, protocol, options, source, "best-rq", seed, args.out / f"best-rq-seed{seed}"
-        ).model
+        place = args.out / f"best-rq-seed{seed}"
+        known = reuse or "best-rq" in args.method  # its arm has trained it, if it came before
+        teacher = pretrain(args, protocol, options, source, "best-rq", seed, place, known).model
     checkpoint = folder / "pretraining.pt"
     callbacks = [Checkpoint(checkpoint, every=args.checkpoint_every)]
     if args.tensorboard:
@@ -255,6 +270,8 @@ def pretrain(
         found.model.save_pretrained(saved)
         if len(found.history):
             found.history.assign(method=method, seed=seed).to_csv(table, index=False)
+    if dist.is_initialized():
+        dist.barrier()  # what was saved may be read next
     return found
 
 

@@ -84,9 +84,13 @@ def main() -> None:
         else:
             require_same_run(args.out, args, FREE | OF_THE_HEAD)
         data = Data.read(args)
-        for seed in range(args.seed, args.seed + args.seeds):
-            for method in args.method:
-                run_arm(args, data, method, seed)
+        seeds = range(args.seed, args.seed + args.seeds)
+        arms = [(method, seed) for seed in seeds for method in args.method]
+        if not args.resume and args.stage != "post-sft":  # nothing of another run stays
+            for method, seed in arms:
+                shutil.rmtree(args.out / f"{method}-seed{seed}", ignore_errors=True)
+        for method, seed in arms:
+            run_arm(args, data, method, seed)
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     report(args)
@@ -264,9 +268,6 @@ def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> Non
             raise OptionError(f"no finished adapter in {folder}: run --stage train first")
         model.load_pretrained(adapter)
     else:
-        if not args.resume:  # what an earlier run left here would not fit this one's adapter
-            shutil.rmtree(folder)
-            folder.mkdir()
         numbers |= trainer.train(method)
         save(model, adapter, args, data, method, numbers["trained"])
         write_json(result, numbers)

@@ -187,7 +187,7 @@ def test_order_depends_on_seed_and_epoch_and_can_be_entered_anywhere():
     assert first == [batch.targets.tolist() for batch in TokenLoader(instructions(), 5, seed=3)]
     loader.skip(2)
     assert [batch.targets.tolist() for batch in loader] == first[2:]
-    loader.sampler.set_epoch(1)
+    loader.set_epoch(1)
     assert [batch.targets.tolist() for batch in loader] != first
     assert len(first) == len(loader) == len(instructions()) // 5
 

@@ -106,7 +106,7 @@ def test_every_utterance_comes_once_an_epoch_padded_to_few_lengths(corpus):
 def test_the_order_depends_on_seed_and_epoch_alone(corpus):
     def order(seed, epoch, **options):
         loader = SpeechBatches(corpus, batch_seconds=6.0, seed=seed, **options)
-        loader.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         return names(loader)
 
     assert order(0, 1) == order(0, 1) == order(0, 1, workers=3)
@@ -128,7 +128,7 @@ def test_processes_together_see_the_batches_of_one(corpus):
 def test_keys_follow_the_utterance_and_the_epoch(corpus):
     def keys(epoch, **options):
         loader = SpeechBatches(corpus, batch_seconds=6.0, **options)
-        loader.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         return {u.id: key for batch in loader for u, key in zip(batch.utterances, batch.keys)}  # noqa: B905
 
     first = keys(0)
@@ -165,7 +165,7 @@ def test_crops_are_parts_of_their_utterance_and_change_with_the_epoch(tmp_path):
     )
     begins = []
     for epoch in range(3):
-        loader.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         (batch,) = loader
         row = batch.waveforms[0].double().numpy()
         assert len(row) == RATE // 2

@@ -32,7 +32,7 @@ def test_crops_come_from_their_utterances_once_an_epoch():
 def test_crops_depend_on_seed_and_epoch_alone():
     def first(seed, epoch):
         loader = STORE.crops(8, 48, seed)
-        loader.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         return next(iter(loader))
 
     assert torch.equal(first(0, 2).features, first(0, 2).features)

@@ -73,15 +73,6 @@ class TokenBatch:
         return replace(self, **moved)
 
 
-class _Epochs:
-    """What tells the loader the epoch; :class:`~bilevel.batches.BatchStream` calls it."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
 class TokenLoader:
     """Batches of ``batch_size`` records in random order, epoch after epoch.
 
@@ -136,13 +127,17 @@ class TokenLoader:
         self.seed = seed
         self.reference = reference
         self.device = device
-        self.sampler = _Epochs()
+        self.epoch = 0
         self._first = 0
 
     def __len__(self) -> int:
         step = self.batch_size * self.world
         full = len(self.items) // step
         return full if self.seed is not None else -(-len(self.items) // step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, on which its order depends."""
+        self.epoch = epoch
 
     def skip(self, count: int) -> None:
         """Begin the next pass ``count`` batches in."""
@@ -152,7 +147,7 @@ class TokenLoader:
         first, self._first = self._first, 0
         order = np.arange(len(self.items))
         if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.sampler.epoch)).permutation(order)
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
         step = self.batch_size * self.world
         for start in range(first * step, len(self) * step, step):
             yield self._batch(order[start : start + step])

@@ -170,10 +170,13 @@ class FeatureBatches:
         self.device = device
         self.front_end = FrontEnd().to(device)
 
-    @property
-    def sampler(self) -> Any:
-        """The loader's, which is told the epoch."""
-        return self.batches.sampler
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on."""
+        self.batches.set_epoch(epoch)
+
+    def skip(self, count: int) -> None:
+        """Begin the next pass ``count`` batches in."""
+        self.batches.skip(count)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -84,16 +84,6 @@ class FeatureStore:
         return UtteranceBatches(self, batch_frames, seed)
 
 
-class _Epochs:
-    """What tells a loader the epoch; :class:`~bilevel.batches.BatchStream` calls ``set_epoch``."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
 class CropBatches:
     """Batches of one random crop from each utterance, of ``frames`` feature frames.
 
@@ -111,13 +101,17 @@ class CropBatches:
         self.batch_size = batch_size
         self.frames = frames - frames % SUBSAMPLING
         self.seed = seed
-        self.sampler = _Epochs()
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, on which its order depends."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.store) // self.batch_size
 
     def __iter__(self) -> Iterator[SpeechInputs]:
-        epoch = self.sampler.epoch
+        epoch = self.epoch
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(len(self.store))[: len(self) * self.batch_size]
         places = random.random(len(order))
@@ -142,7 +136,7 @@ class UtteranceBatches:
         check_count("batch_frames", batch_frames)
         self.store = store
         self.seed = seed
-        self.sampler = _Epochs()
+        self.epoch = 0
         self._groups: list[list[int]] = [[]]
         for i in np.argsort([len(each) for each in store.features], kind="stable")[::-1]:
             group = self._groups[-1]
@@ -151,11 +145,15 @@ class UtteranceBatches:
                 self._groups.append(group)
             group.append(int(i))
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, on which its order depends."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[SpeechInputs]:
-        epoch, groups = self.sampler.epoch, self._groups
+        epoch, groups = self.epoch, self._groups
         if self.seed is not None:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(groups))
             groups = [groups[i] for i in order]

@@ -52,16 +52,6 @@ class SpeechBatch:
         )
 
 
-class _Epoch:
-    """What :class:`~bilevel.batches.BatchStream` tells the epoch."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
 class SpeechBatches:
     """A loader of the utterances of a corpus, epoch after epoch.
 
@@ -131,7 +121,7 @@ class SpeechBatches:
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
-        self.sampler = _Epoch()
+        self.epoch = 0
         self.skipped: dict[str, list[str]] = {}
         self._start = 0
         self._plan(batch_seconds, min_seconds, max_seconds, buckets)
@@ -140,7 +130,7 @@ class SpeechBatches:
         return len(self._order(0))
 
     def __iter__(self) -> Iterator[SpeechBatch]:
-        epoch, start = self.sampler.epoch, self._start
+        epoch, start = self.epoch, self._start
         self._start = 0
         planned = self._order(epoch)[start:]
         if not self.workers:
@@ -155,6 +145,10 @@ class SpeechBatches:
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, on which its order depends."""
+        self.epoch = epoch
 
     def skip(self, count: int) -> None:
         """Begin the next epoch's pass ``count`` batches in, without reading those before."""
