@@ -60,8 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     option = parser.add_argument
     option("--nodes", type=int, nargs="+", default=[25, 50, 100, 200], help="sizes")
-    option("--steps", type=int, default=60, help="outer steps of a run (default: 60)")
-    option("--tolerance", type=float, default=1e-7, help="of the responses (default: 1e-7)")
+    option("--steps", type=int, default=100, help="outer steps of a run (default: 100)")
+    option("--tolerance", type=float, default=1e-9, help="of the responses (default: 1e-9)")
     option("--seed", type=int, default=0, help="of the networks (default: 0)")
     option("--out", type=Path, default=Path("results/transport_scaling"), help="folder to write to")
     option("--measure", type=int, metavar="NODES", help=argparse.SUPPRESS)
