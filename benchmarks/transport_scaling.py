@@ -73,7 +73,7 @@ def in_own_process(nodes: int, args: argparse.Namespace) -> dict:
     command = [sys.executable, __file__, "--measure", nodes, "--steps", args.steps]
     command += ["--tolerance", args.tolerance, "--seed", args.seed]
     finished = subprocess.run(
-        [*map(str, command)],
+        list(map(str, command)),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,

@@ -168,13 +168,13 @@ class State:
                     f"the saved state was made by {found}, this solver uses {used}: resume with "
                     "the solver that began the run"
                 )
+        # All is compared before anything is changed: parameters would not come back.
         for name, optimizer, held in (
             ("upper_optimizer", self.upper_optimizer, saved["upper_optimizer"]),
             ("lower_optimizer", self.perturbed.optimizer, saved["perturbed"]["optimizer"]),
         ):
             if optimizer is not None:
                 _check_hyperparameters(name, optimizer, held)
-        # All is compared before anything is changed: parameters would not come back.
         own = self.state_dict()
         for name in ("x", "y"):
             _check_alike(own[name], saved[name], name)

@@ -73,6 +73,8 @@ def fresh_stationarity(
         return own
     if problem.upper_constraints is not None or state.outer.ends_in_both:
         return _joint_stationarity(problem, state, penalty, value_gradient)
+    if penalty == 0.0:  # of a method that finds its penalty itself
+        raise NotApplicableError("the last step's penalty is 0")
     evaluation, track = Evaluation(problem, state), Track()
     response.update(problem, state, track, 1.0 / penalty, [evaluation])
     with state.lower.frozen():

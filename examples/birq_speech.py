@@ -61,9 +61,9 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         start_processes(args)
-        options, source = model_options(args), read_source(args)
         if args.resume:
             require_same_run(args.out, args, FREE)
+        options, source = model_options(args), read_source(args)
         if rank() == 0:
             make_folder(args.out)
             write_configuration(args.out, args)
@@ -224,8 +224,7 @@ def run_arm(
         finetuning_steps=args.finetuning_steps,
         compile=args.compile,
     )  # fmt: skip
-    saved = args.stage == "finetune" or args.resume
-    pretrained = pretrain(args, protocol, options, source, method, seed, folder, saved)
+    pretrained = pretrain(args, protocol, options, source, method, seed, folder)
     if args.stage == "pretrain":
         return
     numbers = measure(args, protocol, source, pretrained, method, seed, folder)
@@ -241,10 +240,11 @@ def pretrain(
     method: str,
     seed: int,
     folder: Path,
-    reuse: bool,
 ) -> Pretrained:
     """The arm's pretrained model: read where it was trained before, or trained now."""
     saved, table = folder / "pretrained", folder / "history.csv"
+    # What an arm of this run finds, this run has saved: what was there before was removed.
+    reuse = args.resume or args.stage == "finetune" or method in args.method
     if reuse and (saved / "config.json").is_file():
         history = pd.read_csv(table) if table.is_file() else pd.DataFrame()
         seconds = float(history["seconds"].iloc[-1]) if len(history) else 0.0
@@ -254,8 +254,7 @@ def pretrain(
     teacher = None
     if method == "relabel":
         place = args.out / f"best-rq-seed{seed}"
-        known = reuse or "best-rq" in args.method  # its arm has trained it, if it came before
-        teacher = pretrain(args, protocol, options, source, "best-rq", seed, place, known).model
+        teacher = pretrain(args, protocol, options, source, "best-rq", seed, place).model
     checkpoint = folder / "pretraining.pt"
     callbacks = [Checkpoint(checkpoint, every=args.checkpoint_every)]
     if args.tensorboard:

@@ -31,6 +31,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -76,17 +77,19 @@ def main() -> None:
         require("transformers", "llm").utils.logging.disable_progress_bar()
         args.device = device_of(args.device)
         method_options(args, args.seed)  # so that nothing is written where they are wrong
-        if args.resume:
-            require_same_run(args.out, args, FREE)
-        make_folder(args.out)
-        if args.stage != "post-sft":
-            write_configuration(args.out, args)
-        else:
+        again = args.stage == "post-sft"
+        name = "post-sft.json" if again else "config.json"
+        if again:  # on what the first stage left
             require_same_run(args.out, args, FREE | OF_THE_HEAD)
+        if args.resume:
+            begun = name if (args.out / name).is_file() else "config.json"
+            require_same_run(args.out, args, FREE, begun)
+        make_folder(args.out)
+        write_configuration(args.out, args, name)
         data = Data.read(args)
         seeds = range(args.seed, args.seed + args.seeds)
         arms = [(method, seed) for seed in seeds for method in args.method]
-        if not args.resume and args.stage != "post-sft":  # nothing of another run stays
+        if not (args.resume or again):  # nothing of another run stays
             for method, seed in arms:
                 shutil.rmtree(args.out / f"{method}-seed{seed}", ignore_errors=True)
         for method, seed in arms:
@@ -223,7 +226,8 @@ def from_pretrained(kind: str, name: str | Path, **options):
     try:
         return getattr(require("transformers", "llm"), kind).from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise OptionError(f"--model {name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"--model {name}: {reason}") from error
 
 
 def own_records(args: argparse.Namespace, kind: type, source: str, count: int) -> list:
@@ -391,17 +395,24 @@ class Observer(Callback):
     def _count(self, module, args, inputs) -> None:
         self.tokens = self.tokens + inputs["attention_mask"].sum()
 
+    @contextmanager
+    def _paused(self):
+        """For what is neither timed nor counted."""
+        began, tokens = time.perf_counter(), self.tokens
+        yield
+        self.tokens = tokens
+        self.lost += time.perf_counter() - began
+
     def on_step(self, run) -> None:
         if run.state.step % self.every == 0:
             self._measure(run)
         if self.diagnostics is not None:
-            began, seen, tokens = time.perf_counter(), len(self.diagnostics.points), self.tokens
-            self.diagnostics.on_step(run)
-            points = self.diagnostics.points
-            if len(points) > seen:
-                write_csv(self.measured, pd.concat([self.earlier, points]))
-            self.tokens = tokens
-            self.lost += time.perf_counter() - began
+            with self._paused():
+                seen = len(self.diagnostics.points)
+                self.diagnostics.on_step(run)
+                points = self.diagnostics.points
+                if len(points) > seen:
+                    write_csv(self.measured, pd.concat([self.earlier, points]))
 
     def on_log(self, run, record) -> bool:
         return self.budget is not None and run.seconds - self.lost > self.budget
@@ -413,13 +424,11 @@ class Observer(Callback):
             self.counting.remove()
 
     def _measure(self, run) -> None:
-        began, self.tokens = time.perf_counter(), int(self.tokens)
-        tokens = self.tokens
-        numbers = {"step": run.state.step, "tokens": tokens, "seconds": run.seconds - self.lost}
-        self.rows.append({**numbers, **self.trainer.score()})
-        write_csv(self.table, pd.DataFrame(self.rows))
-        self.tokens = tokens
-        self.lost += time.perf_counter() - began
+        numbers = {"step": run.state.step, "tokens": int(self.tokens),
+                   "seconds": run.seconds - self.lost}  # fmt: skip
+        with self._paused():
+            self.rows.append({**numbers, **self.trainer.score()})
+            write_csv(self.table, pd.DataFrame(self.rows))
 
 
 def rows_until(step: int, table: Path) -> list[dict]:

@@ -19,7 +19,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def write_configuration(folder: Path, args: argparse.Namespace) -> None:
+def write_configuration(folder: Path, args: argparse.Namespace, name: str = "config.json") -> None:
     """Everything that is needed to run an example again."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -28,7 +28,7 @@ def write_configuration(folder: Path, args: argparse.Namespace) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     write_json(
-        folder / "config.json",
+        folder / name,
         {
             "script": Path(sys.argv[0]).name,
             "command_line": sys.argv[1:],

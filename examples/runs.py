@@ -43,7 +43,8 @@ def device_of(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"--device {name}: {reason}") from error
     return name
 
 
@@ -57,9 +58,11 @@ def file_hashes(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def require_same_run(folder: Path, args: argparse.Namespace, free: set[str]) -> None:
+def require_same_run(
+    folder: Path, args: argparse.Namespace, free: set[str], name: str = "config.json"
+) -> None:
     """A run is resumed with the options and files that it was begun with, but for those free."""
-    place = folder / "config.json"
+    place = folder / name
     if not place.is_file():
         raise OptionError(f"there is no run in {folder} to go on with: begin one there")
     try:
@@ -68,15 +71,15 @@ def require_same_run(folder: Path, args: argparse.Namespace, free: set[str]) -> 
     except (ValueError, KeyError) as error:
         raise OptionError(f"{place} is damaged: begin a new run there") from error
     now = json.loads(json.dumps(vars(args), default=str))
-    for name in now.keys() - free - {"resume", "out"}:
-        if now[name] != begun.get(name):
+    for option in now.keys() - free - {"resume", "out"}:
+        if now[option] != begun.get(option):
             raise OptionError(
-                f"the run in {folder} had {name}={begun.get(name)!r} and not {now[name]!r}: "
+                f"the run in {folder} had {option}={begun.get(option)!r} and not {now[option]!r}: "
                 "repeat its options, or begin a new run"
             )
-    for name, found in file_hashes(args).items():
-        if name not in free and found != files.get(name):
+    for option, found in file_hashes(args).items():
+        if option not in free and found != files.get(option):
             raise OptionError(
-                f"{getattr(args, name)} has changed since the run in {folder} began: begin a new "
+                f"{getattr(args, option)} has changed since the run in {folder} began: begin a new "
                 "run"
             )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from bilevel.callbacks import Record
 from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.problems.transport import (
     Plan,
@@ -251,3 +252,21 @@ def test_seville_without_the_polish() -> None:
     assert plan.blocc.profit >= 205.0
     exact = assess(seville(), plan.blocc.capacity)
     assert exact.profit == pytest.approx(plan.blocc.profit, rel=1e-6)
+
+
+def test_saved_runs_are_gone_on_with_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    options = {"first_penalties": (1.0, 0.3), "trim": False, "checkpoints": tmp_path}
+    plan_network(three_node(), steps=12, **options)
+    assert len(list(tmp_path.glob("blocc-*.pt"))) == 2
+    resumed = plan_network(three_node(), steps=12, resume=True, **options)
+    assert resumed.solution.steps == 12
+
+    def stop(record: Record, state: State) -> None:
+        raise KeyboardInterrupt
+
+    # A new call that is cut short leaves nothing of the old one to be taken for its own.
+    with pytest.raises(KeyboardInterrupt):
+        plan_network(three_node(), steps=12, callbacks=[stop], **options)
+    assert not list(tmp_path.glob("blocc-*.pt"))
+    with pytest.raises(OptionError, match="give checkpoints="):
+        plan_network(three_node(), resume=True)

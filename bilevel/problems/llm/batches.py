@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,16 @@ class TokenLoader:
         step = self.batch_size * self.world
         full = len(self.items) // step
         return full if self.seed is not None else -(-len(self.items) // step)
+
+    @cached_property
+    def largest_id(self) -> int:
+        """Of all tokens."""
+        return max(max(tokens.ids) for item in self.items for tokens in item)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(tokens.ids) for item in self.items for tokens in item)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, on which its order depends."""

@@ -153,15 +153,15 @@ class TwoLevelModel(nn.Module):
         """
         peft, safetensors = require("peft", "llm"), require("safetensors.torch", "llm")
         safetensors_errors = require("safetensors", "llm")
+        self._check_configuration(Path(folder) / "adapter_config.json")
         try:
             saved = safetensors.load_file(Path(folder) / "adapter_model.safetensors")
-            self._check_configuration(Path(folder) / "adapter_config.json")
-            found = peft.set_peft_model_state_dict(self.adapted, saved)
+            broken = [key for key, value in saved.items() if not bool(torch.isfinite(value).all())]
+            found = None if broken else peft.set_peft_model_state_dict(self.adapted, saved)
         except (OSError, RuntimeError, KeyError, safetensors_errors.SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise DatasetError(f"{folder} holds no adapter of this model: {reason}") from error
-        broken = [key for key, value in saved.items() if not bool(torch.isfinite(value).all())]
-        if broken:
+        if found is None:
             raise DatasetError(f"{folder} holds NaN or infinite weights: {', '.join(broken[:3])}")
         if found.unexpected_keys:
             raise DatasetError(
@@ -179,7 +179,10 @@ class TwoLevelModel(nn.Module):
     def _check_configuration(self, file: Path) -> None:
         """Refuse an adapter that scales its weights otherwise."""
         config = self.adapted.peft_config["default"]
-        saved = json.loads(file.read_text()) if file.is_file() else {}
+        try:
+            saved = json.loads(file.read_text()) if file.is_file() else {}
+        except ValueError as error:
+            raise DatasetError(f"{file} is damaged: {error}") from error
         for name, own in (("r", config.r), ("lora_alpha", config.lora_alpha)):
             if saved.get(name, own) != own:
                 raise DatasetError(f"{file} has {name}={saved[name]}, and this model {own}")
@@ -237,5 +240,7 @@ def check_loaders(
             raise DatasetError(
                 f"{name}: the loader's records have {found} response(s) each, expected {responses}"
             )
-        check_vocabulary(loader.items, model.vocabulary_size)
-        check_length(loader.items, model.context)
+        if loader.largest_id >= model.vocabulary_size:
+            check_vocabulary(loader.items, model.vocabulary_size)
+        if model.context is not None and loader.longest > model.context:
+            check_length(loader.items, model.context)

@@ -116,7 +116,7 @@ def plan_network(
     callbacks : sequence
         Of every run of BLOCC, see :meth:`BLOCC.solve`; for instance :class:`TrueProfit`.
     checkpoints : path, optional
-        A folder in which runs of BLOCC are saved.
+        A folder in which runs of BLOCC are saved, in the place of those of an earlier call.
     resume : bool
         Go on with the runs that are saved there; with the options that they were begun with.
     progress : bool, optional
@@ -154,6 +154,9 @@ def plan_network(
         raise OptionError(
             f"start={start!r}, expected a number, or one for each of {len(network.tail)} links"
         ) from error
+    if checkpoints is not None and not resume:
+        for file in checkpoints.glob("blocc-*.pt"):
+            file.unlink()
     runs = [stages.run(index, start, first) for index, first in enumerate(first_penalties)]
     solution, blocc = max(runs, key=lambda run: stages.rank(run[1]))
     stages.end("BLOCC", blocc)
@@ -213,12 +216,8 @@ class _Stages:
             limits = dataclasses.replace(self.limits, least_share=asked)
             try:
                 limits.of(self.network)
-            except (
-                InfeasibleError,
-                OptionError,
-                ProblemError,
-            ):  # of what was asked for in addition
-                break
+            except (InfeasibleError, OptionError, ProblemError):
+                break  # for what was asked for in addition
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
             found = assess(self.network, solution.x.numpy())

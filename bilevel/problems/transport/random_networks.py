@@ -23,7 +23,7 @@ _CONSTRUCTION_PER_COST = 1.1
 _DEMAND = 2.65
 _DROPPED = 0.2
 #: Nodes; beyond, the demand between all pairs would fill the memory.
-LARGEST = 3000
+_LARGEST = 3000
 
 
 def random_network(nodes: int, *, seed: int) -> TransportNetwork:
@@ -59,7 +59,7 @@ def random_network(nodes: int, *, seed: int) -> TransportNetwork:
         A parameter is out of range.
     """
     check_count("nodes", nodes, least=3)
-    if nodes > LARGEST:
+    if nodes > _LARGEST:
         raise OptionError(f"nodes={nodes}; there would be {nodes * (nodes - 1)} pairs of them")
     check_count("seed", seed, least=0)
     if seed >= 2**32:
