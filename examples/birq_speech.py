@@ -13,6 +13,9 @@ By default the speech is espeak-ng's: many voices read sentences of Python's doc
 those of the test set are heard nowhere else. For your own, name folders or manifests: LibriSpeech
 and AMI trees, YODAS shards, NeMo, SpeechBrain and Lhotse manifests, or any folder of audio.
 
+Error rates are of greedy decoding, and of beam search with an n-gram language model over phones or
+words: that of --lm, an ARPA file, or one estimated from the transcripts of the labelled speech.
+
     python examples/birq_speech.py
     python examples/birq_speech.py --preset c2 --data train-960 --labelled train-clean-100 \\
         --test test-other --steps 400000 --batch-seconds 800 --lr 1e-4 --bf16 --compile
@@ -33,7 +36,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.distributed as dist
-from output import peak_memory, write_configuration, write_json
+from output import peak_memory, write_configuration, write_csv, write_json
 from runs import device_of, make_folder, parse, require_least, require_same_run
 
 from bilevel.callbacks import Checkpoint, TensorBoard
@@ -41,14 +44,26 @@ from bilevel.distributed import rank
 from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
 from bilevel.problems.speech import PRESETS, PretrainingOptions, SpeechModel, SpeechOptions
-from bilevel.problems.speech.data import espeak_corpus, read_corpus
+from bilevel.problems.speech.data import Utterance, espeak_corpus, read_corpus
 from bilevel.problems.speech.options import NORMALISATIONS, TARGET_GRADIENTS
-from bilevel.problems.speech.protocol import Pretrained, Protocol
-from bilevel.problems.speech.recognition import FineTuningOptions
+from bilevel.problems.speech.protocol import (
+    Decoded,
+    Pretrained,
+    Protocol,
+    decode,
+    vocabulary_of,
+)
+from bilevel.problems.speech.recognition import (
+    BeamSearch,
+    FineTuningOptions,
+    Recogniser,
+    estimate_ngrams,
+    read_arpa,
+)
 from bilevel.problems.speech.sources import SpeechSource, StoredSpeech, StreamedSpeech
 
 ALL_METHODS = ("scratch", "best-rq", "birq", "relabel")
-STAGES = ("pretrain", "finetune", "all")
+STAGES = ("pretrain", "finetune", "evaluate", "all")
 #: What a resumed run may be given anew.
 FREE = {"stage", "method", "seeds", "checkpoint_every", "tensorboard", "workers", "device"}
 QUICK = {"steps": 30, "finetuning_steps": 30, "minutes": 2.0, "labelled_minutes": 1.0,
@@ -63,7 +78,9 @@ def main() -> None:
         start_processes(args)
         if args.resume:
             require_same_run(args.out, args, FREE)
-        options, source = model_options(args), read_source(args)
+        options = model_options(args)
+        source, labelled = read_source(args)
+        search = beam_search(args, source, labelled)
         if rank() == 0:
             make_folder(args.out)
             write_configuration(args.out, args)
@@ -73,14 +90,14 @@ def main() -> None:
             for method, seed in arms:
                 begin_anew(args.out / f"{method}-seed{seed}", args.stage)
         for method, seed in arms:
-            run_arm(args, options, source, method, seed)
+            run_arm(args, options, source, search, method, seed)
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if rank() == 0 and args.stage != "pretrain":
-        report(args, source)
+        report(args, source, search)
         print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
 
 
@@ -102,7 +119,8 @@ def parse_arguments() -> argparse.Namespace:
     what("--method", choices=ALL_METHODS, nargs="+", default=list(ALL_METHODS),
          help="default: all four")  # fmt: skip
     what("--stage", choices=STAGES, default="all",
-         help="finetune takes the pretrained models that --out holds (default: all)")  # fmt: skip
+         help="finetune takes the pretrained models that --out holds, evaluate the fine-tuned "
+              "ones (default: all)")  # fmt: skip
     what("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
     what("--seed", type=int, default=0, help="of weights, quantisers and batches (default: 0)")
     what("--seeds", type=int, default=1, help="how many, from --seed on (default: 1)")
@@ -119,6 +137,14 @@ def parse_arguments() -> argparse.Namespace:
     label("--penalty", type=float, default=24.0, help="w2 / w1 (default: %(default)s)")
     label("--anchor-share", type=float, default=0.0,
           help="first share of the steps, for the anchor labels alone (default: 0)")  # fmt: skip
+
+    search = parser.add_argument_group("the beam search").add_argument
+    search("--lm", type=Path, metavar="FILE",
+           help="ARPA language model over phones or words (default: estimated)")  # fmt: skip
+    search("--lm-order", type=int, default=3, help="of the estimated one (default: 3)")
+    search("--lm-weight", type=float, default=0.5, help="default: %(default)s")
+    search("--insertion-bonus", type=float, default=1.0, help="of a phone or word (default: 1)")
+    search("--beam", type=int, default=50, help="prefixes kept (default: %(default)s)")
 
     train = parser.add_argument_group("how").add_argument
     train("--steps", type=int, default=700, help="of pretraining (default: %(default)s)")
@@ -142,7 +168,8 @@ def parse_arguments() -> argparse.Namespace:
     train("--quick", action="store_true", help="a few steps on a small corpus: under a minute")
     train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
     args = parse(parser, QUICK)
-    counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every")
+    counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every",
+              "lm_order", "beam")  # fmt: skip
     require_least(parser, args, seed=0, frozen_steps=0, **dict.fromkeys(counts, 1))
     if (args.data == "espeak") != (args.labelled is None and args.test is None):
         parser.error("--labelled and --test go with --data FOLDER, and it needs both")
@@ -169,7 +196,8 @@ def model_options(args: argparse.Namespace) -> SpeechOptions:
     return dataclasses.replace(options, labels=dataclasses.replace(options.labels, **given))
 
 
-def read_source(args: argparse.Namespace) -> SpeechSource:
+def read_source(args: argparse.Namespace) -> tuple[SpeechSource, list[Utterance]]:
+    """The speech, and the utterances of it that may be learnt to recognise."""
     if args.data == "espeak":
         corpus = espeak_corpus(
             train_minutes=args.minutes,
@@ -177,29 +205,52 @@ def read_source(args: argparse.Namespace) -> SpeechSource:
             test_utterances=args.test_utterances,
         )
         source = dataclasses.replace(StoredSpeech.read(corpus), batch_size=args.batch)
-        return source.to(args.device)
+        return source.to(args.device), corpus.labelled
     train, labelled, test = (
         read_corpus(Path(place), format=args.format)
         for place in (args.data, args.labelled, args.test)
     )
-    return StreamedSpeech(
+    source = StreamedSpeech(
         train, labelled, test, torch.device(args.device), args.batch_seconds, workers=args.workers
     )
+    return source, labelled
+
+
+def beam_search(
+    args: argparse.Namespace, source: SpeechSource, labelled: list[Utterance]
+) -> BeamSearch | None:
+    """With the language model of --lm, or one of the labelled transcripts; none to pretrain."""
+    if args.stage == "pretrain":
+        return None
+    vocabulary = vocabulary_of(source)
+    if args.lm is not None:
+        model = read_arpa(args.lm)
+    else:
+        model = estimate_ngrams([vocabulary.words(each) for each in labelled], args.lm_order)
+    return BeamSearch(
+        vocabulary=vocabulary, language_model=model, width=args.beam,
+        alpha=args.lm_weight, beta=args.insertion_bonus,
+    )  # fmt: skip
 
 
 def begin_anew(folder: Path, stage: str) -> None:
-    """Remove an earlier run's arm; the stage finetune begins from what that has pretrained."""
-    if stage != "finetune":
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
+    """Remove an earlier run's arm, but for what the stage begins from."""
+    if stage == "finetune":
         (folder / "result.json").unlink(missing_ok=True)
+    elif stage != "evaluate":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # Arms -------------------------------------------------------------------------------------------
 
 
 def run_arm(
-    args: argparse.Namespace, options: SpeechOptions, source: SpeechSource, method: str, seed: int
+    args: argparse.Namespace,
+    options: SpeechOptions,
+    source: SpeechSource,
+    search: BeamSearch | None,
+    method: str,
+    seed: int,
 ) -> None:
     """Pretrain, fine-tune and measure, or leave out what an interrupted run finished."""
     folder = args.out / f"{method}-seed{seed}"
@@ -209,6 +260,11 @@ def run_arm(
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== {method}, seed {seed}", flush=True)
+    if args.stage == "evaluate":
+        numbers = evaluate(args, source, search, folder)
+        if rank() == 0:
+            write_json(result, numbers)
+        return
     options = dataclasses.replace(options, labels=dataclasses.replace(options.labels, seed=seed))
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(args.device)
@@ -227,7 +283,7 @@ def run_arm(
     pretrained = pretrain(args, protocol, options, source, method, seed, folder)
     if args.stage == "pretrain":
         return
-    numbers = measure(args, protocol, source, pretrained, method, seed, folder)
+    numbers = measure(args, protocol, source, search, pretrained, method, seed, folder)
     if rank() == 0:
         write_json(result, numbers)
 
@@ -278,6 +334,7 @@ def measure(
     args: argparse.Namespace,
     protocol: Protocol,
     source: SpeechSource,
+    search: BeamSearch,
     pretrained: Pretrained,
     method: str,
     seed: int,
@@ -287,24 +344,17 @@ def measure(
     found = protocol.represent(source, pretrained.model) if aligned else None
     checkpoint = folder / "finetuning.pt"
     heard = protocol.recognise(
-        source, pretrained.model.encoder, seed, device=args.device,
+        source, pretrained.model.encoder, seed, search=search, device=args.device,
         checkpoint=checkpoint, checkpoint_every=args.checkpoint_every,
         resume=checkpoint if args.resume and checkpoint.is_file() else None,
     )  # fmt: skip
-    rate = heard.errors.rate()
     if rank() == 0:
         heard.recogniser.save_pretrained(folder / "recogniser")
         heard.history.to_csv(folder / "finetuning.csv", index=False)
-        pd.DataFrame([dataclasses.asdict(each) for each in heard.transcripts]).to_csv(
-            folder / "transcripts.csv", index=False
-        )
     return {
         "method": method,
         "seed": seed,
-        "error_rate": rate.value,
-        "low": rate.low,
-        "high": rate.high,
-        "unit": "phone" if heard.recogniser.vocabulary.kind == "phones" else "word",
+        **errors(heard.greedy, heard.beam, folder),
         "probes": [each.value for each in found.probes] if found else [],
         "anchor": dataclasses.asdict(found.anchor) if found else None,
         "enhanced": dataclasses.asdict(found.enhanced) if found else None,
@@ -316,10 +366,41 @@ def measure(
     }
 
 
+def evaluate(
+    args: argparse.Namespace, source: SpeechSource, search: BeamSearch, folder: Path
+) -> dict:
+    """The arm's result, with the errors of its fine-tuned recogniser counted anew."""
+    if not (folder / "result.json").is_file():
+        raise OptionError(f"no fine-tuned recogniser in {folder}: run --stage finetune first")
+    recogniser = Recogniser.from_pretrained(folder / "recogniser").to(args.device)
+    search = dataclasses.replace(search, vocabulary=recogniser.vocabulary)
+    found = errors(decode(recogniser, source), decode(recogniser, source, search), folder)
+    return {**json.loads((folder / "result.json").read_text()), **found}
+
+
+def errors(greedy: Decoded, beam: Decoded, folder: Path) -> dict:
+    """Error rates by decoder, with what was heard beside them."""
+    heard = pd.DataFrame([dataclasses.asdict(each) for each in greedy.transcripts])
+    heard = heard.rename(columns={"hypothesis": "greedy"})
+    heard["beam"] = [each.hypothesis for each in beam.transcripts]
+    if rank() == 0:
+        write_csv(folder / "transcripts.csv", heard)
+    found: dict = {"unit": greedy.unit}
+    for name, decoded in (("greedy", greedy), ("beam", beam)):
+        rate = decoded.errors.rate()
+        found[name] = {
+            "error_rate": rate.value,
+            "low": rate.low,
+            "high": rate.high,
+            "seconds": decoded.seconds,
+        }
+    return found
+
+
 # Report -----------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, source: SpeechSource) -> None:
+def report(args: argparse.Namespace, source: SpeechSource, search: BeamSearch) -> None:
     """Table, figures and summary of every arm that --out holds a result of."""
     from speech_report import draw, table
 
@@ -338,6 +419,13 @@ def report(args: argparse.Namespace, source: SpeechSource) -> None:
         "preset": args.preset,
         "device": args.device,
         "unit": next(iter(methods.values()))[0]["unit"],
+        "language_model": {
+            "file": args.lm,
+            "order": search.language_model.order,
+            "weight": search.alpha,
+            "insertion_bonus": search.beta,
+            "beam": search.width,
+        },
         "test_utterances": sum(len(batch.utterances) for batch in source.tested()),
         "methods": methods,
     }

@@ -9,28 +9,33 @@ import pandas as pd
 from matplotlib.figure import Figure
 from output import save_figure
 
+#: By which transcripts were found -> how figures call it.
+DECODERS = {"greedy": "greedy", "beam": "beam search with a language model"}
 COLOURS = {"scratch": "#8a8f98", "best-rq": "#2f7ed8", "birq": "#2a9d78", "relabel": "#d97a2b"}
 
 
 def table(summary: dict) -> str:
     """One row a method: means over the seeds, and standard deviations of the error rate."""
-    unit = summary["unit"]
-    head = f"{unit + ' error rate':>22}  {'best probe':>10}  {'labels say':>10}  {'steps':>6}"
-    lines = [f"{'':10}{head}  {'seconds':>8}", "-" * (10 + len(head) + 10)]
+    head = (
+        f"{'':10}{'greedy':>14}  {'beam, LM':>14}  {'best probe':>10}  {'labels say':>10}  "
+        f"{'steps':>6}  {'pretraining':>11}  {'search':>6}"
+    )
+    lines = [f"{'':10}{summary['unit'] + ' error rate':^30}", head, "-" * len(head)]
     for method, runs in summary["methods"].items():
-        rates = np.array([run["error_rate"] for run in runs])
-        spread = f" ± {100 * rates.std(ddof=1):.1f}" if len(rates) > 1 else ""
-        rate = f"{100 * rates.mean():.1f} %{spread}"
+        greedy, beam = (_rate(runs, decoder) for decoder in DECODERS)
         probe = _mean(runs, lambda run: max(run["probes"][2:]) if run["probes"] else np.nan)
         labels = _mean(runs, _labels)
         steps, seconds = (
             np.mean([run[name] for run in runs]) for name in ("steps", "pretraining_seconds")
         )
+        search = np.mean([run["beam"]["seconds"] for run in runs])
         lines.append(
-            f"{method:10}{rate:>22}  {probe:>10}  {labels:>10}  {steps:>6.0f}  {seconds:>8.0f}"
+            f"{method:10}{greedy:>14}  {beam:>14}  {probe:>10}  {labels:>10}  {steps:>6.0f}  "
+            f"{seconds:>9.0f} s  {search:>4.0f} s"
         )
     lines += [
         "",
+        _language_model(summary),
         "best probe: share of held-out frames whose phone a linear probe finds in the best layer"
         + _input(summary),
         "labels say: mutual information of labels and phones, over the phones' entropy and less "
@@ -38,6 +43,21 @@ def table(summary: dict) -> str:
         "            best-rq and scratch: labels of the features; birq and relabel: of layer k",
     ]
     return "\n".join(lines)
+
+
+def _rate(runs: list[dict], decoder: str) -> str:
+    rates = np.array([run[decoder]["error_rate"] for run in runs])
+    spread = f" ± {100 * rates.std(ddof=1):.1f}" if len(rates) > 1 else ""
+    return f"{100 * rates.mean():.1f} %{spread}"
+
+
+def _language_model(summary: dict) -> str:
+    model = summary["language_model"]
+    return (
+        f"beam, LM:   beam search with {model['order']}-grams of "
+        f"{model['file'] or 'the labelled transcripts'}, weight {model['weight']:g}, "
+        f"bonus {model['insertion_bonus']:g}"
+    )
 
 
 def _mean(runs: list[dict], value) -> str:
@@ -75,11 +95,18 @@ def _errors(summary: dict) -> Figure:
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for place, (method, runs) in enumerate(summary["methods"].items()):
-        rates = 100 * np.array([run["error_rate"] for run in runs])
-        low, high = (100 * np.mean([run[name] for run in runs]) for name in ("low", "high"))
-        axes.bar(place, rates.mean(), width=0.6, color=COLOURS[method], alpha=0.85)
-        axes.vlines(place, low, high, color="black", linewidth=1.2)
-        axes.plot(np.full(len(rates), place + 0.15), rates, ".", color="black", markersize=4)
+        for side, opacity, decoder in ((-0.2, 0.45, "greedy"), (0.2, 0.95, "beam")):
+            found = 100 * pd.DataFrame([run[decoder] for run in runs])
+            mean = found.mean()
+            centre = place + side
+            axes.bar(centre, mean["error_rate"], width=0.36, color=COLOURS[method], alpha=opacity)
+            axes.vlines(centre, mean["low"], mean["high"], color="black", linewidth=1.2)
+            dots = np.full(len(found), centre + 0.09)
+            axes.plot(dots, found["error_rate"], ".", color="black", markersize=4)
+    for opacity, name in zip((0.45, 0.95), DECODERS.values(), strict=True):
+        axes.bar(0, 0, color="#8a8f98", alpha=opacity, label=name)
+    axes.margins(y=0.22)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     axes.set_xticks(range(len(summary["methods"])), list(summary["methods"]))
     axes.set_ylabel(f"{summary['unit']} error rate / %")
     axes.set_title("Held-out voices; dots are seeds, lines 95 % intervals", fontsize=9)

@@ -90,6 +90,30 @@ class TestBeamSearch:
         best = search.hypotheses(log_probs)[0]
         assert best.score == max(each.score for each in found.values())
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_every_phone_is_a_word(self, seed: int) -> None:
+        phones = Vocabulary(("<blank>", "ah", "b", "zh"), "phones")
+        model = estimate_ngrams([["ah", "b", "ah"], ["b", "b", "ah"], ["ah"]], 3)
+        log_probs = random_log_probs(5, 4, seed)
+        search = BeamSearch(
+            vocabulary=phones,
+            language_model=model,
+            alpha=0.7,
+            beta=0.4,
+            unknown_penalty=1.5,
+            width=1000,
+            floor=-math.inf,
+        )
+        for _ in range(2):  # the second time from the scores kept
+            found = {tuple(each.tokens): each for each in search.hypotheses(log_probs)}
+            sums = all_sums(log_probs)
+            assert found.keys() == sums.keys()
+            for tokens, ctc in sums.items():
+                words = phones.decode(tokens)
+                part = 0.7 * math.log(10) * model.score(words) + 0.4 * len(words)
+                part -= 1.5 * words.count("zh")
+                assert found[tokens].score == pytest.approx(ctc + part, abs=1e-5)
+
     def test_the_language_model_decides_between_words_that_sound_alike(self) -> None:
         vocabulary = Vocabulary.of_texts(["two to too"])
         model = estimate_ngrams([["two", "to", "two"], ["two", "to"]], 2)
@@ -129,8 +153,11 @@ class TestBeamSearch:
         with pytest.raises(OptionError, match=r"\(A, B, \.\.\.\) can be spelled"):
             BeamSearch(vocabulary=AB, language_model=model)
         phones = Vocabulary(("<blank>", "ah", "b"), "phones")
-        with pytest.raises(OptionError, match="no space"):
+        with pytest.raises(OptionError, match=r"\(A, B, \.\.\.\) is a phone of the vocabulary"):
             BeamSearch(vocabulary=phones, language_model=model)
+        spaceless = Vocabulary(("<blank>", "A", "B"))
+        with pytest.raises(OptionError, match="no space"):
+            BeamSearch(vocabulary=spaceless, language_model=model)
         with pytest.raises(OptionError, match="width=0"):
             BeamSearch(vocabulary=AB, width=0)
         with pytest.raises(OptionError, match="alpha=nan"):

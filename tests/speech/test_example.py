@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,12 @@ import torch
 
 from bilevel.problems.speech import SpeechModel
 from bilevel.problems.speech.data import espeak_corpus
-from bilevel.problems.speech.recognition import Recogniser, transcribe
+from bilevel.problems.speech.recognition import (
+    Recogniser,
+    estimate_ngrams,
+    transcribe,
+    write_arpa,
+)
 from bilevel.problems.speech.sources import StoredSpeech
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -62,9 +68,13 @@ def test_summary_has_every_method_with_its_measures(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["methods"]) == ["scratch", "best-rq", "birq", "relabel"]
     assert summary["test_utterances"] == 6
+    assert summary["language_model"]["order"] == 3
     for method, (numbers,) in summary["methods"].items():
-        assert 0 < numbers["error_rate"] <= 1.5
-        assert numbers["low"] <= numbers["error_rate"] <= numbers["high"]
+        for decoder in ("greedy", "beam"):
+            found = numbers[decoder]
+            assert 0 < found["error_rate"] <= 1.5
+            assert found["low"] <= found["error_rate"] <= found["high"]
+            assert f"{100 * found['error_rate']:.1f} %" in printed
         assert numbers["unit"] == "phone"
         assert len(numbers["probes"]) == 7
         assert numbers["steps"] == (0 if method == "scratch" else 4)
@@ -91,10 +101,10 @@ def test_the_saved_recogniser_hears_what_the_run_heard(cache, finished):
     corpus = espeak_corpus(next(cache.iterdir()), **SIZES)
     heard = {each.id: each for each in transcribe(recogniser, StoredSpeech.read(corpus).tested())}
     table = pd.read_csv(out / "birq-seed0" / "transcripts.csv", keep_default_na=False)
-    assert table["hypothesis"].str.len().sum() > 0
+    assert table["greedy"].str.len().sum() > 0
     for row in table.itertuples():
         assert heard[row.id].reference == row.reference
-        assert heard[row.id].hypothesis == row.hypothesis
+        assert heard[row.id].hypothesis == row.greedy
 
 
 def test_arms_begin_alike_and_differ_by_their_pretraining(finished):
@@ -128,8 +138,29 @@ def test_finished_arms_are_not_repeated_and_stages_follow_one_another(cache, fin
         assert (tmp_path / "summary.json").is_file() == (stage == "finetune")
     staged = json.loads((tmp_path / "birq-seed0" / "result.json").read_text())
     whole = json.loads((out / "birq-seed0" / "result.json").read_text())
-    assert staged["error_rate"] == whole["error_rate"]
+    for decoder in ("greedy", "beam"):
+        assert staged[decoder]["error_rate"] == whole[decoder]["error_rate"]
     assert staged["probes"] == whole["probes"]
+
+
+def test_a_language_model_in_a_file_is_searched_with_again(cache, finished, tmp_path):
+    out, _ = finished
+    arm = tmp_path / "birq-seed0"
+    shutil.copytree(out / "birq-seed0", arm)
+    table = pd.read_csv(arm / "transcripts.csv", keep_default_na=False)
+    write_arpa(estimate_ngrams([each.split() for each in table["reference"]], 4), tmp_path / "lm")
+    options = ("--method", "birq", "--stage", "evaluate", "--lm", tmp_path / "lm")
+    done = run(cache, *options, "--lm-weight", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = pd.read_csv(arm / "transcripts.csv", keep_default_na=False)
+    assert (again["greedy"] == table["greedy"]).all()
+    assert (again["beam"] != table["beam"]).any()
+    before, after = (
+        json.loads((place / "birq-seed0" / "result.json").read_text()) for place in (out, tmp_path)
+    )
+    assert after["greedy"]["error_rate"] == before["greedy"]["error_rate"]
+    assert after["probes"] == before["probes"]
+    assert json.loads((tmp_path / "summary.json").read_text())["language_model"]["order"] == 4
 
 
 def test_own_speech_is_streamed_from_manifests(cache, tmp_path):
@@ -150,6 +181,7 @@ def test_own_speech_is_streamed_from_manifests(cache, tmp_path):
     (numbers,) = summary["methods"]["birq"]
     assert summary["unit"] == numbers["unit"] == "word"
     assert numbers["probes"] == []
+    assert 0 < numbers["beam"]["error_rate"] <= 1.5
     assert numbers["frames"] > 0
 
 
@@ -159,6 +191,11 @@ def test_own_speech_is_streamed_from_manifests(cache, tmp_path):
         (["--data", "nowhere", "--labelled", "x", "--test", "y"], "there is no corpus at nowhere"),
         (["--layer", 9], "layer 9 of an encoder with 5 layers"),
         (["--penalty", -1], "penalty"),
+        (["--lm", "nowhere.arpa"], "the language model nowhere.arpa cannot be read"),
+        (["--lm", __file__], "no line \\data\\ in the file"),
+        (["--beam", 0], "--beam 0: at least 1 is needed"),
+        (["--lm-weight", "nan"], "alpha=nan, expected a finite number"),
+        (["--stage", "evaluate"], "run --stage finetune first"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(cache, tmp_path, options, message):

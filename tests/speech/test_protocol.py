@@ -10,8 +10,8 @@ import torch
 from signals import model, options, spoken_store
 
 from bilevel.problems.speech import PretrainingOptions
-from bilevel.problems.speech.protocol import Protocol
-from bilevel.problems.speech.recognition import FineTuningOptions
+from bilevel.problems.speech.protocol import Protocol, decode, vocabulary_of
+from bilevel.problems.speech.recognition import BeamSearch, FineTuningOptions, estimate_ngrams
 from bilevel.problems.speech.representation import representation
 from bilevel.problems.speech.sources import StoredSpeech
 
@@ -60,12 +60,29 @@ def test_recognition_beats_guessing_and_is_paired_by_utterance(pretrained):
     encoder = pretrained.model.encoder
     before = [each.clone() for each in encoder.parameters()]
     found = PROTOCOL.recognise(STORES, encoder, seed=0, progress=False)
-    assert [each.id for each in found.transcripts] == sorted(u.id for u in STORES.test.utterances)
+    heard = found.greedy.transcripts
+    assert [each.id for each in heard] == sorted(u.id for u in STORES.test.utterances)
+    assert found.beam is None
     assert found.errors.rate().value < 0.5
     assert found.errors.lengths.sum() == sum(len(u.phones) for u in STORES.test.utterances)
     assert any(
         not torch.equal(one, other) for one, other in zip(before, encoder.parameters(), strict=True)
     )
+
+
+def test_a_language_model_repairs_what_is_misheard():
+    vocabulary = vocabulary_of(STORES)
+    # It knows what is said, as no honest one would.
+    said = [vocabulary.words(each) for each in STORES.test.utterances]
+    search = BeamSearch(vocabulary=vocabulary, language_model=estimate_ngrams(said, 4))
+    torch.manual_seed(0)
+    brief = dataclasses.replace(PROTOCOL, finetuning_steps=80)
+    found = brief.recognise(STORES, model().encoder, seed=0, search=search, progress=False)
+    assert [(each.id, each.reference) for each in found.beam.transcripts] == [
+        (each.id, each.reference) for each in found.greedy.transcripts
+    ]
+    assert found.beam.errors.rate().value < 0.7 * found.greedy.errors.rate().value
+    assert decode(found.recogniser, STORES, search).transcripts == found.beam.transcripts
 
 
 def test_arms_of_one_seed_begin_with_the_same_encoder_and_the_same_labels():

@@ -21,13 +21,16 @@ from bilevel.problems.speech.model import SpeechModel
 from bilevel.problems.speech.options import SpeechOptions
 from bilevel.problems.speech.pretraining import PretrainingOptions, pretrain
 from bilevel.problems.speech.recognition import (
+    BeamSearch,
     FineTuningOptions,
     Recogniser,
     Transcript,
     Vocabulary,
     finetune,
+    greedy_decode,
     transcribe,
 )
+from bilevel.problems.speech.recognition.recogniser import Decoder
 from bilevel.problems.speech.representation import Representation, representation
 from bilevel.problems.speech.sources import SpeechSource
 
@@ -101,13 +104,15 @@ class Protocol:
         encoder: nn.Module,
         seed: int,
         *,
+        search: BeamSearch | None = None,
         device: torch.device | str = "cpu",
         progress: bool | None = None,
         **checkpoints: Any,
     ) -> Recognised:
         """What the test voices say, after fine-tuning the encoder in place.
 
-        In phones where the utterances are aligned with them, otherwise in characters.
+        In phones where the utterances are aligned with them, otherwise in characters; decoded
+        greedily, and by the search where one is given, over :func:`vocabulary_of` the source.
         """
         torch.manual_seed(seed)
         began = time.perf_counter()
@@ -120,8 +125,21 @@ class Protocol:
             progress=progress,
             **checkpoints,
         )
-        transcripts = sorted(transcribe(recogniser, source.tested()), key=lambda each: each.id)
-        return Recognised(recogniser, tuned.history, transcripts, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        greedy = decode(recogniser, source)
+        beam = decode(recogniser, source, search) if search is not None else None
+        return Recognised(recogniser, tuned.history, seconds, greedy, beam)
+
+
+def decode(
+    recogniser: Recogniser, source: SpeechSource, decoder: Decoder = greedy_decode
+) -> Decoded:
+    """What a decoder makes of the test voices."""
+    began = time.perf_counter()
+    transcripts = transcribe(recogniser, source.tested(), decoder)
+    transcripts.sort(key=lambda each: each.id)
+    unit = "phone" if recogniser.vocabulary.kind == "phones" else "word"
+    return Decoded(transcripts, unit, time.perf_counter() - began)
 
 
 def vocabulary_of(source: SpeechSource) -> Vocabulary:
@@ -153,19 +171,52 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """A fine-tuned recogniser, its history, what it heard, and how long all of it took."""
+class Decoded:
+    """What a decoder heard, in the order of names.
 
-    recogniser: Recogniser
-    history: pd.DataFrame
+    Attributes
+    ----------
+    transcripts
+        One an utterance.
+    unit
+        Of the errors: ``"phone"`` or ``"word"``.
+    seconds
+        What it took, the encoder included.
+    """
+
     transcripts: list[Transcript]
+    unit: str
     seconds: float
 
     @property
     def errors(self) -> ErrorCounts:
-        """Errors by utterance, in phones or in words."""
-        count = phone_errors if self.recogniser.vocabulary.kind == "phones" else word_errors
+        """Errors by utterance."""
+        count = phone_errors if self.unit == "phone" else word_errors
         return count(
             [each.reference for each in self.transcripts],
             [each.hypothesis for each in self.transcripts],
         )
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A fine-tuned recogniser and what it heard.
+
+    Attributes
+    ----------
+    recogniser, history, seconds
+        Of fine-tuning.
+    greedy, beam
+        By the two decoders; ``None`` where no search was given.
+    """
+
+    recogniser: Recogniser
+    history: pd.DataFrame
+    seconds: float
+    greedy: Decoded
+    beam: Decoded | None
+
+    @property
+    def errors(self) -> ErrorCounts:
+        """Errors by utterance of greedy decoding."""
+        return self.greedy.errors

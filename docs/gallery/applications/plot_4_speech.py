@@ -42,8 +42,12 @@ from bilevel.problems.speech import (
     pretraining_problem,
 )
 from bilevel.problems.speech.data import espeak_corpus
-from bilevel.problems.speech.protocol import Protocol
-from bilevel.problems.speech.recognition import FineTuningOptions
+from bilevel.problems.speech.protocol import Protocol, vocabulary_of
+from bilevel.problems.speech.recognition import (
+    BeamSearch,
+    FineTuningOptions,
+    estimate_ngrams,
+)
 from bilevel.problems.speech.sources import StoredSpeech
 
 corpus = espeak_corpus(
@@ -147,7 +151,10 @@ plt.show()
 # -------------------------------
 # :class:`~bilevel.problems.speech.protocol.Protocol` is the rest: measure what layers and labels
 # say about the phones of voices never heard, fine-tune on the labelled minutes by CTC, count phone
-# errors. With budgets of seconds this only shows that it runs:
+# errors. Phones are decoded greedily, and by a prefix beam search with a language model of phones,
+# estimated from the labelled transcripts;
+# :func:`~bilevel.problems.speech.recognition.read_arpa` reads one from a file. With budgets of
+# seconds this only shows that it runs:
 protocol = Protocol(
     pretraining=PretrainingOptions(steps=60, lr=3e-3),
     finetuning=FineTuningOptions(head_lr=3e-3, encoder_lr=1e-3),
@@ -155,11 +162,19 @@ protocol = Protocol(
 )
 found = protocol.pretrain(speech, PRESETS["tiny"], "birq", seed=0, progress=False)
 measured = protocol.represent(speech, found.model)
-heard = protocol.recognise(speech, found.model.encoder, seed=0, progress=False)
+vocabulary = vocabulary_of(speech)
+transcripts = [vocabulary.words(each) for each in corpus.labelled]
+search = BeamSearch(
+    vocabulary=vocabulary, language_model=estimate_ngrams(transcripts)
+)
+heard = protocol.recognise(
+    speech, found.model.encoder, seed=0, search=search, progress=False
+)
 print(f"probe by layer: {[round(each.value, 3) for each in measured.probes]}")
 print(f"anchor labels:   {measured.anchor}")
 print(f"enhanced labels: {measured.enhanced}")
-print(f"phone error rate: {heard.errors.rate()}")
+print(f"phone error rate, greedy:   {heard.greedy.errors.rate()}")
+print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 
 # %%
 # Results: what a step costs

@@ -1,9 +1,10 @@
-"""CTC prefix beam search, with a language model over words where one is given."""
+"""CTC prefix beam search, with a language model over words or phones where one is given."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,15 @@ from torch import Tensor
 
 from bilevel.errors import OptionError
 from bilevel.options import check_count
+from bilevel.problems.speech.recognition.fusion import (
+    NoScores,
+    Scores,
+    SpelledScores,
+    SymbolScores,
+    Words,
+)
 from bilevel.problems.speech.recognition.ngram import BEGIN, END, UNKNOWN, NGramModel
-from bilevel.problems.speech.recognition.prefixes import Prefixes, WordScores
+from bilevel.problems.speech.recognition.prefixes import Prefixes
 from bilevel.problems.speech.recognition.tokens import BLANK, Vocabulary
 
 
@@ -45,16 +53,16 @@ class BeamSearch:
         \ln p_{\mathrm{CTC}}(y \mid x) + \alpha \ln p_{\mathrm{LM}}(\text{words of } y)
         + \beta\, |\text{words of } y|
 
-    where the first term adds up all alignments that collapse to y. A word is scored when the space
-    after it is, and the last word, with the sentence's end, at the end. A beam as wide as there are
-    prefixes is exact.
+    where the first term adds up all alignments that collapse to y. Of characters, a word is scored
+    when the space after it is, and the last word, with the sentence's end, at the end. Of phones,
+    each one is a word. A beam as wide as there are prefixes is exact.
 
     Parameters
     ----------
     vocabulary
-        Characters with a space, if there is a language model.
+        Phones, or characters, with a space if there is a language model.
     language_model
-        From :func:`read_arpa` or :func:`estimate_ngrams`.
+        Over words, or phones; from :func:`read_arpa` or :func:`estimate_ngrams`.
     width
         Prefixes kept after each frame.
     alpha, beta
@@ -81,20 +89,17 @@ class BeamSearch:
                 raise OptionError(f"{name}={getattr(self, name)!r}, expected a finite number")
         if not self.floor <= 0:
             raise OptionError(f"floor={self.floor!r}, expected a log probability, at most 0")
-        if self.language_model is not None and self.vocabulary.space is None:
-            raise OptionError(
-                "a language model scores words, which this vocabulary cannot separate: it has no "
-                "space; decode phones without a language model"
-            )
         if self.language_model is not None:
-            _require_spellable(self.language_model, self.vocabulary)
+            _require_words(self.language_model, self.vocabulary)
 
-    @property
-    def scores(self) -> WordScores | None:
-        """What the language model says of words."""
+    @cached_property
+    def scores(self) -> Scores:
+        """What the language model says."""
         if self.language_model is None:
-            return None
-        return WordScores(self.language_model, self.alpha, self.beta, self.unknown_penalty)
+            return NoScores(len(self.vocabulary))
+        words = Words(self.language_model, self.alpha, self.beta, self.unknown_penalty)
+        kind = SymbolScores if self.vocabulary.kind == "phones" else SpelledScores
+        return kind(words, self.vocabulary)
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
         """The best symbols of each utterance, from log probabilities [B, T, V] and [B] lengths."""
@@ -125,14 +130,25 @@ class BeamSearch:
         return beam.finished()
 
 
-def _require_spellable(model: NGramModel, vocabulary: Vocabulary) -> None:
+def _require_words(model: NGramModel, vocabulary: Vocabulary) -> None:
     """Refuse a model whose every word would be unknown, such as one in capitals."""
-    letters = set(vocabulary.symbols)
+    symbols = set(vocabulary.symbols)
     words = [word for word in model.words if word not in (BEGIN, END, UNKNOWN)]
-    if not any(letters.issuperset(word) for word in words):
+    shown = ", ".join(words[:3])
+    if vocabulary.kind == "phones":
+        if symbols.isdisjoint(words):
+            raise OptionError(
+                f"no word of the language model ({shown}, ...) is a phone of the vocabulary "
+                f"({', '.join(vocabulary.symbols[1:4])}, ...): give a model over these phones"
+            )
+    elif vocabulary.space is None:
         raise OptionError(
-            f"no word of the language model ({', '.join(words[:3])}, ...) can be spelled with the "
-            "vocabulary: bring both to the same case, and to the same characters"
+            "a language model scores words, which this vocabulary cannot separate: it has no space"
+        )
+    elif not any(symbols.issuperset(word) for word in words):
+        raise OptionError(
+            f"no word of the language model ({shown}, ...) can be spelled with the vocabulary: "
+            "bring both to the same case, and to the same characters"
         )
 
 
@@ -144,7 +160,7 @@ class _Beam:
 
     def __init__(self, search: BeamSearch) -> None:
         self.search = search
-        self.prefixes = Prefixes(search.vocabulary, search.scores)
+        self.prefixes = Prefixes(search.scores)
         self.kept = np.zeros(1, dtype=np.int64)
         self.blank = np.zeros(1)
         self.other = np.full(1, -np.inf)
@@ -202,11 +218,8 @@ class _Beam:
 
     def _growth(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """The language model's part of the score of each grown prefix."""
-        parts = np.repeat(self._priors()[:, None], len(tokens), axis=1)
-        if self.search.language_model is not None:
-            for column in np.flatnonzero(tokens == self.search.vocabulary.space):
-                parts[:, column] += [self.prefixes.completed(int(p)) for p in self.kept]
-        return parts
+        parts = np.stack([self.prefixes.parts(int(prefix)) for prefix in self.kept])
+        return self._priors()[:, None] + parts[:, tokens]
 
     def finished(self) -> list[Hypothesis]:
         """The hypotheses at the end of the utterance."""

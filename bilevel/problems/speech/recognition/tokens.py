@@ -205,6 +205,11 @@ class Vocabulary:
         assert utterance.text is not None
         return self.encode(utterance.text, name)
 
+    def words(self, utterance: LabelledUtterance) -> list[str]:
+        """What a language model scores of an utterance: the words of its text, or its phones."""
+        decoded = self.decode(self.target(utterance))
+        return decoded.split() if isinstance(decoded, str) else decoded
+
     def decode(self, indices: Iterable[int]) -> str | list[str]:
         """The text of characters' indices, or the list of phones."""
         symbols = [self.symbols[index] for index in indices if index != BLANK]
