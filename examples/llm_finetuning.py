@@ -19,6 +19,7 @@ JSONL files.
     python examples/llm_finetuning.py --model EleutherAI/pythia-1b --max-length 2048 \\
         --preference-data Dahoas/rm-hh-rlhf --sft-data Open-Orca/OpenOrca --records 1800 \\
         --test-records 200 --batch 1 --accumulate 16 --lr 1e-5 --head-lr 1e-5 --bf16
+    torchrun --nproc-per-node=8 examples/llm_finetuning.py ... (the same, --accumulate 2)
 """
 
 from __future__ import annotations
@@ -28,18 +29,24 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from output import peak_memory, write_configuration, write_csv, write_json
 from runs import device_of, make_folder, parse, require_least, require_same_run
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from bilevel.callbacks import Callback, Checkpoint, TensorBoard
+from bilevel.distributed import gather, rank, world_size
 from bilevel.errors import BilevelError, DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.problems.llm import (
@@ -64,7 +71,8 @@ STAGES = ("train", "post-sft", "all")
 #: What a resumed run may be given anew.
 FREE = {"stage", "method", "seeds", "tensorboard", "device"}
 #: What the second stage may be given anew.
-OF_THE_HEAD = {"post_steps", "post_time_budget", "head_lr", "sft_data", "evaluate_every", "batch"}
+OF_THE_HEAD = {"post_steps", "post_time_budget", "head_lr", "sft_data", "evaluate_every", "batch",
+               "processes", "shard"}  # fmt: skip
 QUICK = {"base_steps": 20, "records": 40, "test_records": 20, "steps": 6, "post_steps": 4,
          "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 0}  # fmt: skip
 
@@ -75,7 +83,7 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         require("transformers", "llm").utils.logging.disable_progress_bar()
-        args.device = device_of(args.device)
+        start_processes(args)
         method_options(args, args.seed)  # so that nothing is written where they are wrong
         again = args.stage == "post-sft"
         name = "post-sft.json" if again else "config.json"
@@ -84,20 +92,26 @@ def main() -> None:
         if args.resume:
             begun = name if (args.out / name).is_file() else "config.json"
             require_same_run(args.out, args, FREE, begun)
-        make_folder(args.out)
-        write_configuration(args.out, args, name)
-        data = Data.read(args)
         seeds = range(args.seed, args.seed + args.seeds)
         arms = [(method, seed) for seed in seeds for method in args.method]
-        if not (args.resume or again):  # nothing of another run stays
-            for method, seed in arms:
-                shutil.rmtree(args.out / f"{method}-seed{seed}", ignore_errors=True)
+        gather(None)  # all have read what is written now
+        if rank() == 0:
+            make_folder(args.out)
+            write_configuration(args.out, args, name)
+            if not (args.resume or again):  # nothing of another run stays
+                for method, seed in arms:
+                    shutil.rmtree(args.out / f"{method}-seed{seed}", ignore_errors=True)
+        data = Data.read(args)
         for method, seed in arms:
             run_arm(args, data, method, seed)
+        if rank() == 0:
+            report(args)
+            print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    report(args)
-    print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -144,16 +158,20 @@ def parse_arguments() -> argparse.Namespace:
     how("--penalty", type=float, default=10.0, help="γ (default: %(default)s)")
     how("--inner-steps", type=int, default=3, help="K of pbgd and bome (default: %(default)s)")
     how("--beta", type=float, default=0.1, help="β of DPO (default: %(default)s)")
-    how("--batch", type=int, default=16, help="records of each kind a batch (default: 16)")
+    how("--batch", type=int, default=16,
+        help="records of each kind a batch, in each process (default: 16)")  # fmt: skip
     how("--accumulate", type=int, default=1, help="batches a step (default: 1)")
     how("--bf16", action="store_true", help="model in bfloat16, mixed precision")
     how("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
+    how("--shard", action="store_true",
+        help="with torchrun: divide the backbone's weights among the processes (fully_shard) once "
+        "the references are computed; otherwise each holds them all (DDP)")  # fmt: skip
     how("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     how("--evaluate-every", type=int,
         help="steps between scores, and checkpoints (default: ten times a run)")  # fmt: skip
-    how("--diagnostics", type=int, default=3,
+    how("--diagnostics", type=int,
         help="times that flatness and bias are measured along pbgd-free, each of which takes as "
-        "long as 200 steps of the head; 0 for none (default: 3)")  # fmt: skip
+        "long as 200 steps of the head (default: 3, 0 in several processes)")  # fmt: skip
     how("--tensorboard", action="store_true", help="write logs for TensorBoard")
     how("--resume", action="store_true", help="go on where the last run in --out stood")
     how("--quick", action="store_true", help="a few steps: under a minute")
@@ -162,11 +180,35 @@ def parse_arguments() -> argparse.Namespace:
     if (args.preference_data is None) != (args.sft_data is None):
         parser.error("--preference-data and --sft-data go together")
     args.template = args.template.replace("\\n", "\n")
+    args.processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.diagnostics is None:
+        args.diagnostics = 3 if args.processes == 1 else 0
+    if args.processes > 1 and (args.diagnostics or "bome" in args.method):
+        parser.error("--diagnostics and --method bome are for one process: leave them out")
+    if args.shard and args.processes == 1:
+        parser.error("--shard divides the backbone among several processes: use torchrun")
     counts = ("steps", "post_steps", "seeds", "records", "test_records", "base_steps", "batch",
               "accumulate", "max_length", "evaluate_every")  # fmt: skip
     require_least(parser, args, seed=0, diagnostics=0, **dict.fromkeys(counts, 1))
     require_least(parser, args, time_budget=1e-3, post_time_budget=1e-3)
     return args
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Join the process group where torchrun started several; choose the device."""
+    args.device = device_of(args.device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
+        if args.device == "cuda":
+            args.device = device_of(f"cuda:{os.environ['LOCAL_RANK']}")
+            torch.cuda.set_device(args.device)
+
+
+def first_then_others(make: Callable):
+    """The first process makes it and keeps it on disk, where the others find it."""
+    made = make() if rank() == 0 else None
+    gather(None)
+    return made if rank() == 0 else make()
 
 
 def method_options(args: argparse.Namespace, seed: int) -> FineTuningOptions:
@@ -243,9 +285,13 @@ def pretrained_base(args: argparse.Namespace, texts) -> Path:
     """The small model of this --out, trained where it is not there yet."""
     content = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
     folder = args.out / f"base-{args.family}-{args.base_steps}-{content}"
-    if not (folder / "config.json").is_file():
+    if rank() == 0 and not (folder / "config.json").is_file():
         print(f"pretraining the small model: {args.base_steps} steps", flush=True)
-    small_base(folder, texts, family=args.family, steps=args.base_steps, device=args.device)
+    first_then_others(
+        lambda: small_base(
+            folder, texts, family=args.family, steps=args.base_steps, device=args.device
+        )
+    )
     return folder
 
 
@@ -261,24 +307,39 @@ def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> Non
         numbers = json.loads(result.read_text())
     if args.resume and "trained" in numbers and ("post" in numbers or args.stage == "train"):
         return
-    print(f"== {method}, seed {seed}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    gather(None)  # all have read the result that may be written now
+    if rank() == 0:
+        print(f"== {method}, seed {seed}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(args.device)
     model = data.model(args, seed)
-    trainer = Trainer(args, data, model, seed, folder)
-    if args.stage == "post-sft" or (args.resume and "trained" in numbers):
+    trained = args.stage == "post-sft" or (args.resume and "trained" in numbers)
+    if trained:
         if not adapter.is_dir() or "trained" not in numbers:
             raise OptionError(f"no finished adapter in {folder}: run --stage train first")
         model.load_pretrained(adapter)
-    else:
+    trainer = Trainer(args, data, model, seed, folder)
+    if not trained:
         numbers |= trainer.train(method)
         save(model, adapter, args, data, method, numbers["trained"])
-        write_json(result, numbers)
+        write_result(result, numbers)
     if args.stage != "train":
         numbers |= trainer.train_head_again()
         save(model, folder / "adapter-post-sft", args, data, method, numbers["post"])
-        write_json(result, numbers)
+        write_result(result, numbers)
+
+
+def distribute(model: TwoLevelModel, shard: bool) -> None:
+    """Make the processes train one backbone."""
+    if world_size() == 1:
+        return
+    if shard:
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model.backbone)
+    else:
+        model.backbone = DistributedDataParallel(model.backbone)
 
 
 class Trainer:
@@ -288,9 +349,14 @@ class Trainer:
         self.args, self.model, self.folder = args, model, folder
         self.options = method_options(args, seed)
         reference, test_reference = (
-            reference_log_probabilities(model, items, args.batch, cache=args.out / "reference")
+            first_then_others(
+                lambda items=items: reference_log_probabilities(
+                    model, items, args.batch, cache=args.out / "reference"
+                )
+            )
             for items in (data.preferences, data.test_preferences)
         )
+        distribute(model, args.shard)
 
         def loader(items, seed=None, reference=None):
             return TokenLoader(
@@ -306,8 +372,8 @@ class Trainer:
         )
         self.seen = loader(data.later_instructions)
 
-    def score(self) -> dict:
-        found = evaluate(self.model, *self.test, beta=self.args.beta)
+    def score(self, head: torch.Tensor) -> dict:
+        found = evaluate(self.model, *self.test, beta=self.args.beta, head=head)
         return {**dataclasses.asdict(found), "perplexity": found.perplexity}
 
     def train(self, method: str) -> dict:
@@ -358,12 +424,14 @@ class Trainer:
         callbacks = [observer, Checkpoint(checkpoint, every=every)]
         if args.tensorboard:
             callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
+        begun = {each.suffix for each in self.folder.glob(f"{name}.pt*")} - {".partial"}
         solution = finetune(
             self.model, solver, self.preferences, instructions, 10**6 if budget else steps,
             beta=args.beta, callbacks=callbacks, log_every=max(1, steps // 50),
-            resume=checkpoint if args.resume and checkpoint.is_file() else None,
+            resume=checkpoint if args.resume and begun else None,
         )  # fmt: skip
-        solution.history.to_csv(self.folder / f"{name}-history.csv", index=False)
+        if rank() == 0:
+            solution.history.to_csv(self.folder / f"{name}-history.csv", index=False)
         return observer
 
 
@@ -382,11 +450,11 @@ class Observer(Callback):
 
     def on_start(self, run) -> None:
         step, self.measured = run.state.step, self.table.with_name("diagnostics.csv")
-        self.rows = rows_until(step, self.table)
+        self.rows = gather(rows_until(step, self.table))[0]
         self.earlier = pd.DataFrame(rows_until(step, self.measured))
         if self.rows:
             self.lost = max(run.elapsed - self.rows[-1]["seconds"], 0.0)
-            self.tokens = self.rows[-1]["tokens"]
+            self.tokens = self.rows[-1]["tokens"] if rank() == 0 else 0
         else:
             self._measure(run)
         backbone = self.trainer.model.backbone
@@ -424,11 +492,14 @@ class Observer(Callback):
             self.counting.remove()
 
     def _measure(self, run) -> None:
-        numbers = {"step": run.state.step, "tokens": int(self.tokens),
-                   "seconds": run.seconds - self.lost}  # fmt: skip
+        seconds = run.seconds - self.lost
         with self._paused():
-            self.rows.append({**numbers, **self.trainer.score()})
-            write_csv(self.table, pd.DataFrame(self.rows))
+            tokens = sum(gather(int(self.tokens)))
+            numbers = {"step": run.state.step, "tokens": tokens, "seconds": seconds}
+            # In several processes the run's head is not the model's before the end.
+            self.rows.append({**numbers, **self.trainer.score(run.state.y)})
+            if rank() == 0:
+                write_csv(self.table, pd.DataFrame(self.rows))
 
 
 def rows_until(step: int, table: Path) -> list[dict]:
@@ -460,10 +531,17 @@ SFT loss {sft_loss:.4f} nats a token. Prompts: {template!r}.
 def save(model: TwoLevelModel, folder: Path, args, data: Data, method: str, scores: dict) -> None:
     """Adapter and head in the ecosystem's formats, with a model card."""
     model.save_pretrained(folder)
+    if rank() != 0:
+        return
     phase = ", then of the head alone on further instructions" if "train_sft_loss" in scores else ""
     template = "{}" if args.sft_data is None else args.template
     values = {**scores, "base": data.base, "method": method, "beta": args.beta}
     (folder / "README.md").write_text(CARD.format(**values, phase=phase, template=template))
+
+
+def write_result(place: Path, numbers: dict) -> None:
+    if rank() == 0:
+        write_json(place, numbers)
 
 
 # Report -----------------------------------------------------------------------------------------

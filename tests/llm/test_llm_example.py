@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 from tiny import INSTRUCTIONS, PREFERENCES, base, tokenizer
 
 from bilevel.problems.llm import write_records
@@ -19,11 +22,21 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.slow
 
 
-def run(*options, code=0):
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
+def command(*options, processes=1):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [
+        sys.executable, *(torchrun if processes > 1 else []), str(EXAMPLES / "llm_finetuning.py"),
+        *map(str, options),
+    ]  # fmt: skip
+
+
+def run(*options, code=0, processes=1):
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "llm_finetuning.py", *map(str, options)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+        command(*options, processes=processes),
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -126,3 +139,94 @@ def test_one_s_own_records_train_the_small_model_too(inputs, tmp_path):
 def test_a_missing_adapter_is_named(inputs, tmp_path):
     printed = run(*inputs, "--stage", "post-sft", "--out", tmp_path, code=1)
     assert "there is no run in" in printed
+
+
+# Several processes ------------------------------------------------------------------------------
+
+
+def results(out, method):
+    """Held-out losses along a run, and what was saved; without times."""
+    folder = out / f"{method}-seed0"
+    tables = {
+        place.name: pd.read_csv(place).drop(columns=["seconds", "perplexity"])
+        for place in (*folder.glob("train-[0-9].csv"), *folder.glob("post-sft.csv"))
+    }
+    return tables, load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(inputs, tmp_path_factory):
+    """One process on batches of 8."""
+    out = tmp_path_factory.mktemp("alone")
+    run(*inputs, "--method", "pbgd-free", "sequential", "--batch", 8, "--diagnostics", 0,
+        "--out", out)  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("wrapping", [[], ["--shard"]], ids=["ddp", "fsdp"])
+def test_two_processes_give_the_result_of_one_on_the_same_global_batch(
+    alone, inputs, wrapping, tmp_path
+):
+    printed = run(*inputs, "--method", "pbgd-free", "sequential", "--batch", 4, "--diagnostics", 0,
+                  *wrapping, "--out", tmp_path, processes=2)  # fmt: skip
+    assert printed.count("== pbgd-free, seed 0") == printed.count("everything is in") == 1
+    for method in ("pbgd-free", "sequential"):
+        tables, weights = results(tmp_path, method)
+        wanted_tables, wanted_weights = results(alone, method)
+        assert tables.keys() == wanted_tables.keys()
+        for name, table in tables.items():
+            pd.testing.assert_frame_equal(table, wanted_tables[name], rtol=0, atol=1e-5)
+        assert weights.keys() == wanted_weights.keys()
+        for name, weight in weights.items():
+            assert float((weight - wanted_weights[name]).abs().max()) < 1e-5
+
+
+def test_two_processes_that_are_ended_go_on_bit_for_bit(inputs, tmp_path):
+    options = [*inputs, "--method", "pbgd-free", "--batch", 4, "--steps", 30, "--stage", "train",
+               "--diagnostics", 0, "--evaluate-every", 1]  # fmt: skip
+    run(*options, "--out", tmp_path / "whole", processes=2)
+    out = tmp_path / "ended"
+    checkpoint = out / "pbgd-free-seed0" / "train-0.pt.rank0"
+    with subprocess.Popen(
+        command(*options, "--out", out, processes=2),
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as torchrun:  # fmt: skip
+        while not checkpoint.is_file() and torchrun.poll() is None:
+            time.sleep(0.02)
+        torchrun.send_signal(signal.SIGTERM)
+    assert checkpoint.is_file()
+    assert not (out / "pbgd-free-seed0" / "result.json").is_file()
+    assert "had processes=2 and not 1" in run(*options, "--resume", "--out", out, code=1)
+    run(*options, "--resume", "--out", out, processes=2)
+    tables, weights = results(out, "pbgd-free")
+    wanted_tables, wanted_weights = results(tmp_path / "whole", "pbgd-free")
+    pd.testing.assert_frame_equal(tables["train-0.csv"], wanted_tables["train-0.csv"])
+    assert all(weight.equal(wanted_weights[name]) for name, weight in weights.items())
+
+
+def test_a_budget_of_time_ends_all_processes_at_one_step(inputs, tmp_path):
+    run(*inputs, "--method", "dpo", "--stage", "train", "--batch", 4, "--time-budget", 0.5,
+        "--diagnostics", 0, "--out", tmp_path, processes=2)  # fmt: skip
+    folder = tmp_path / "dpo-seed0"
+    steps = {int(torch_load(place)["state"]["step"]) for place in folder.glob("train-0.pt.rank?")}
+    assert steps == {json.loads((folder / "result.json").read_text())["steps"]}
+    assert len(list(folder.glob("train-0.pt.rank?"))) == 2
+
+
+def torch_load(place):
+    import torch
+
+    return torch.load(place, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "message"),
+    [
+        (["--shard"], 1, "use torchrun"),
+        (["--method", "bome"], 2, "are for one process"),
+        (["--diagnostics", 2], 2, "are for one process"),
+    ],
+)
+def test_what_needs_another_number_of_processes_is_refused(options, processes, message, tmp_path):
+    code = 2 if processes == 1 else 1
+    assert message in run(*options, "--out", tmp_path, code=code, processes=processes)

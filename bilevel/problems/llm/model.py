@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bilevel.distributed import rank
+from bilevel.domains.sharding import whole
 from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.options import check_count, check_positive
@@ -111,6 +113,24 @@ class TwoLevelModel(nn.Module):
         }
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The backbone's blocks, in order: what ``fully_shard`` is applied to before the backbone.
+
+        Raises
+        ------
+        OptionError
+            A model that does not say which of its modules they are.
+        """
+        names = set(self.causal._no_split_modules or ())
+        found = [each for each in self.backbone.modules() if type(each).__name__ in names]
+        if not found:
+            raise OptionError(
+                f"{type(self.causal).__name__} does not name its blocks (_no_split_modules), so "
+                "they cannot be sharded or compiled one by one"
+            )
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where the head is."""
         return self.weight.device
@@ -140,8 +160,17 @@ class TwoLevelModel(nn.Module):
             yield self._head.original_module.weight
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write LoRA weights and head where ``peft.PeftModel.from_pretrained`` finds both."""
-        self.adapted.save_pretrained(str(folder))
+        """Write LoRA weights and head where ``peft.PeftModel.from_pretrained`` finds both.
+
+        Of several processes all call it, and the first one writes.
+        """
+        parts = ("lora_", "modules_to_save")
+        weights = {
+            name: whole(value)
+            for name, value in self.adapted.state_dict().items()
+            if any(part in name for part in parts)
+        }
+        self.adapted.save_pretrained(str(folder), state_dict=weights, is_main_process=rank() == 0)
 
     def load_pretrained(self, folder: str | Path) -> None:
         """Read LoRA weights and head back.
