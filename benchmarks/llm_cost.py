@@ -6,7 +6,11 @@ them (SFT); the features of the preferences with one, and a step of the LoRA wei
 PBGD-Free has more to do: its head also follows the preferences, which takes the head's forward and
 backward pass on them once more.
 
+Records are random tokens, all of one length, so that no arm can gain by leaving padding out; or
+those of the embedded corpus, which shows what packing saves.
+
     python benchmarks/llm_cost.py
+    python benchmarks/llm_cost.py --records library --batch 16 --length 128
     python benchmarks/llm_cost.py --preset 1b --batch 8 --length 512 --bf16
 """
 
@@ -30,14 +34,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from bilevel.problems.llm import (
     FineTuningOptions,
     TokenBatch,
+    TokenLoader,
     Tokens,
     TwoLevelModel,
     dpo_loss,
     finetuning_problem,
+    library_corpus,
     sequence_log_probabilities,
     sft_loss,
     small_model,
     token_log_probabilities,
+    tokenize,
+    train_tokenizer,
 )
 
 PRESETS = {
@@ -45,7 +53,7 @@ PRESETS = {
     "160m": ("gpt_neox", 50304, 768, 12, 12),
     "1b": ("llama", 50304, 2048, 16, 16),
 }  # family, vocabulary, hidden size, layers, heads
-SFT, DPO = "head-only SFT by hand", "DPO by hand"
+SFT, DPO, PACKED = "head-only SFT by hand", "DPO by hand", "pbgd-free, packed"
 METHODS = ("pbgd-free", "pbgd", "bome")
 
 Step = Callable[[int], None]
@@ -54,12 +62,13 @@ Step = Callable[[int], None]
 def main() -> None:
     args = parse_arguments()
     device = torch.device(args.device)
-    preferences, instructions = make_batches(args, device)
-    rows: dict[str, dict] = {name: {"times": []} for name in (SFT, DPO, *METHODS)}
+    make = library_batches if args.records == "library" else equal_batches
+    padded, packed = make(args, device, None), make(args, device, args.length)
+    rows: dict[str, dict] = {name: {"times": []} for name in (SFT, DPO, *METHODS, PACKED)}
     for _ in range(args.rounds):
         for name, row in rows.items():
-            measure(row, name, args, device, preferences, instructions)
-    table = summarise(rows, args, preferences[0], instructions[0], device)
+            measure(row, name, args, device, *(packed if name == PACKED else padded))
+    table = summarise(rows, args, padded, packed, device)
     print(table.to_string(float_format=lambda value: f"{value:.3g}"))
     args.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out / "cost.csv")
@@ -80,6 +89,9 @@ def parse_arguments() -> argparse.Namespace:
     option("--batch", type=int, default=4, help="records of each kind (default: %(default)s)")
     option("--length", type=int, default=256, help="tokens of a record, half of them the prompt's "
            "(default: %(default)s)")  # fmt: skip
+    option("--records", choices=("equal", "library"), default="equal",
+           help="random tokens of one length, or the embedded corpus cut at --length (default: "
+           "%(default)s)")  # fmt: skip
     option("--steps", type=int, default=8, help="timed steps a round (default: %(default)s)")
     option("--warm-up", type=int, default=2, help="steps before them (default: %(default)s)")
     option("--rounds", type=int, default=3, help="default: %(default)s")
@@ -92,22 +104,44 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_batches(
-    args: argparse.Namespace, device: torch.device
+def equal_batches(
+    args: argparse.Namespace, device: torch.device, row_length: int | None
 ) -> tuple[list[TokenBatch], list[TokenBatch]]:
-    """Random tokens; no padding, so that no arm can gain by leaving it out."""
+    """Random tokens, half of them the prompt's."""
     generator = torch.Generator().manual_seed(0)
     size = PRESETS[args.preset][1]
 
-    def batch(sequences: int) -> TokenBatch:
-        ids = torch.randint(1, size, (sequences, args.length), generator=generator).tolist()
-        return TokenBatch.of([Tokens(tuple(row), args.length // 2) for row in ids]).to(device)
+    def batches(responses: int) -> list[TokenBatch]:
+        shape = (2, responses * args.batch, args.length)
+        ids = torch.randint(1, size, shape, generator=generator).tolist()
+        return [
+            TokenBatch.of(
+                [Tokens(tuple(row), args.length // 2) for row in rows], row_length=row_length
+            ).to(device)
+            for rows in ids
+        ]
 
     reference = torch.zeros(2 * args.batch, device=device)
-    preferences = [
-        dataclasses.replace(batch(2 * args.batch), reference=reference) for _ in range(2)
-    ]
-    return preferences, [batch(args.batch) for _ in range(2)]
+    preferences = [dataclasses.replace(batch, reference=reference) for batch in batches(2)]
+    return preferences, batches(1)
+
+
+def library_batches(
+    args: argparse.Namespace, device: torch.device, row_length: int | None
+) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """As many of the embedded corpus as --steps asks for, in random order."""
+    count = args.batch * args.steps
+    corpus = library_corpus(count, count, 1)
+    tokenizer = train_tokenizer(corpus.texts)
+    preferences, instructions = (
+        tokenize(records, tokenizer, args.length)
+        for records in (corpus.preferences, corpus.instructions)
+    )
+    more = {"seed": 0, "device": device, "row_length": row_length}
+    return (
+        [*TokenLoader(preferences, args.batch, reference=torch.zeros(count, 2), **more)],
+        [*TokenLoader(instructions, args.batch, **more)],
+    )
 
 
 def make_model(args: argparse.Namespace, device: torch.device) -> TwoLevelModel:
@@ -128,11 +162,11 @@ def hand_written(
 
     def loss(number: int) -> Tensor:
         if name == SFT:
-            batch = instructions[number % 2]
+            batch = instructions[number % len(instructions)]
             with torch.no_grad():
                 hidden = model.features(batch)
             return sft_loss(token_log_probabilities(hidden, model.weight, batch.targets))
-        batch = preferences[number % 2]
+        batch = preferences[number % len(preferences)]
         head = model.weight.detach()
         tokens = token_log_probabilities(model.features(batch), head, batch.targets)
         return dpo_loss(sequence_log_probabilities(tokens, batch.lengths), batch.reference)
@@ -155,12 +189,13 @@ def solver_step(
         lr=1e-5, head_lr=1e-5, inner_steps=args.inner_steps,
         autocast=torch.bfloat16 if args.bf16 else None,
     )  # fmt: skip
-    (solver,) = options.solvers(name)
+    (solver,) = options.solvers(name.partition(",")[0])
     problem = finetuning_problem(model)
     state = solver.init(problem, model.lora, model.weight)
 
     def step(number: int) -> None:
-        solver.step(problem, state, preferences[number % 2], instructions[number % 2])
+        batches = (each[number % len(each)] for each in (preferences, instructions))
+        solver.step(problem, state, *batches)
 
     return step
 
@@ -202,21 +237,33 @@ def now(device: torch.device) -> float:
 
 
 def summarise(
-    rows: dict[str, dict], args: argparse.Namespace, preferences: TokenBatch,
-    instructions: TokenBatch, device: torch.device,
+    rows: dict[str, dict], args: argparse.Namespace, padded: tuple, packed: tuple,
+    device: torch.device,
 ) -> pd.DataFrame:  # fmt: skip
     def seconds(name: str) -> float:
         return statistics.median(rows[name]["times"])
 
-    tokens = {SFT: instructions.ids.numel(), DPO: preferences.ids.numel()}
+    def mean(batches: list[TokenBatch], attribute: str) -> float:
+        """Of a batch: its tokens (mask), or the places for them (ids)."""
+        sizes = [getattr(each, attribute).count_nonzero() if attribute == "mask" else
+                 each.ids.numel() for each in batches]  # fmt: skip
+        return float(sum(sizes)) / len(sizes)
+
+    levels = {SFT: (1,), DPO: (0,)}
     table = []
     for name, row in rows.items():
+        batches = packed if name == PACKED else padded
+        tokens, places = (
+            sum(mean(batches[level], attribute) for level in levels.get(name, (0, 1)))
+            for attribute in ("mask", "ids")
+        )
         entry = {
             "arm": name,
             "ms a step": 1e3 * seconds(name),
             "of SFT + DPO by hand": seconds(name) / (seconds(SFT) + seconds(DPO)),
             "TFLOP of them": row["tflop"] / (rows[SFT]["tflop"] + rows[DPO]["tflop"]),
-            "tokens/s": tokens.get(name, sum(tokens.values())) / seconds(name),
+            "tokens/s": tokens / seconds(name),
+            "padding": 1.0 - tokens / places,
             "TFLOP/s": row["tflop"] / seconds(name),
         }
         if device.type == "cuda":

@@ -161,6 +161,9 @@ def parse_arguments() -> argparse.Namespace:
     how("--batch", type=int, default=16,
         help="records of each kind a batch, in each process (default: 16)")  # fmt: skip
     how("--accumulate", type=int, default=1, help="batches a step (default: 1)")
+    how("--pack", action=argparse.BooleanOptionalAction, default=True,
+        help="lay sequences end to end in rows of --max-length, where they do not see one another, "
+        "or pad each to the longest: the losses are the same (default: --pack)")  # fmt: skip
     how("--bf16", action="store_true", help="model in bfloat16, mixed precision")
     how("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
     how("--shard", action="store_true",
@@ -360,8 +363,9 @@ class Trainer:
 
         def loader(items, seed=None, reference=None):
             return TokenLoader(
-                items, args.batch, seed=seed, reference=reference, device=args.device
-            )
+                items, args.batch, seed=seed, reference=reference, device=args.device,
+                row_length=args.max_length if args.pack else None,
+            )  # fmt: skip
 
         self.preferences = loader(data.preferences, seed, reference)
         self.instructions = loader(data.instructions, seed)
@@ -446,7 +450,7 @@ class Observer(Callback):
         self.rows: list[dict] = []
         self.lost = 0.0
         self.tokens = 0
-        self.counting = None
+        self.features = trainer.model.features
 
     def on_start(self, run) -> None:
         step, self.measured = run.state.step, self.table.with_name("diagnostics.csv")
@@ -457,11 +461,11 @@ class Observer(Callback):
             self.tokens = self.rows[-1]["tokens"] if rank() == 0 else 0
         else:
             self._measure(run)
-        backbone = self.trainer.model.backbone
-        self.counting = backbone.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.trainer.model.features = self._counted
 
-    def _count(self, module, args, inputs) -> None:
-        self.tokens = self.tokens + inputs["attention_mask"].sum()
+    def _counted(self, batch) -> torch.Tensor:
+        self.tokens = self.tokens + batch.mask.sum()
+        return self.features(batch)
 
     @contextmanager
     def _paused(self):
@@ -488,8 +492,7 @@ class Observer(Callback):
     def on_end(self, run) -> None:
         if not run.failed and self.rows[-1]["step"] != run.state.step:
             self._measure(run)
-        if self.counting is not None:
-            self.counting.remove()
+        self.trainer.model.features = self.features
 
     def _measure(self, run) -> None:
         seconds = run.seconds - self.lost

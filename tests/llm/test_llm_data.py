@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import INSTRUCTIONS, PREFERENCES, base, instructions, preferences, tokenizer
 
 from bilevel.errors import DatasetError, OptionError
@@ -25,6 +28,7 @@ from bilevel.problems.llm import (
     tokenize,
     write_records,
 )
+from bilevel.problems.llm.batches import first_fit
 
 
 def jsonl(folder, *rows):
@@ -192,7 +196,37 @@ def test_order_depends_on_seed_and_epoch_and_can_be_entered_anywhere():
     assert len(first) == len(loader) == len(instructions()) // 5
 
 
+def test_packed_rows_hold_every_sequence_once_and_little_else():
+    items = preferences()[:12]
+    (batch,) = TokenLoader(items, 12, row_length=64)
+    (padded,) = TokenLoader(items, 12)
+    assert batch.targets.tolist() == padded.targets.tolist()
+    assert batch.lengths.tolist() == padded.lengths.tolist()
+    assert torch.equal(batch.ids.reshape(-1)[batch.positions + 1], batch.targets)
+    assert int(batch.mask.sum()) == int(padded.mask.sum())
+    starts = (batch.mask * (batch.position_ids == 0)).sum()
+    assert int(starts) == 24
+    assert batch.ids.shape[1] <= 64
+    assert batch.ids.numel() < 0.9 * padded.ids.numel()
+    (whole,) = TokenLoader(items, 12, row_length=10**6)
+    assert whole.ids.shape == (1, int(padded.mask.sum()))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(20, 50))
+def test_first_fit_overlaps_nothing_and_leaves_no_two_rows_that_fit_in_one(sizes, length):
+    places = first_fit(sizes, length)
+    spans = sorted((row, column, column + size) for size, (row, column)
+                   in zip(sizes, places, strict=True))  # fmt: skip
+    for (row, _, end), (next_row, begin, _) in pairwise(spans):
+        assert (row, end) == (next_row, begin) or (next_row, begin) == (row + 1, 0)
+    ends = [max(end for row, _, end in spans if row == each) for each in range(1 + spans[-1][0])]
+    assert max(ends) <= length
+    assert all(one + other > length for one, other in pairwise(ends))
+
+
 def test_batches_that_cannot_be_made_are_refused():
+    with pytest.raises(DatasetError, match=r"record \d+ has \d+ tokens, and a row has 20"):
+        TokenLoader(preferences(), 4, row_length=20)
     with pytest.raises(DatasetError, match="48 records do not make a batch of 100"):
         TokenLoader(instructions(), 100, seed=0)
     with pytest.raises(DatasetError, match="expected one number a response"):

@@ -141,6 +141,17 @@ def test_a_missing_adapter_is_named(inputs, tmp_path):
     assert "there is no run in" in printed
 
 
+def test_padded_batches_train_as_packed_ones_do(finished, inputs, tmp_path):
+    out = finished[0]
+    run(*inputs, "--no-pack", "--method", "pbgd-free", "--out", tmp_path)
+    tables, weights = results(tmp_path, "pbgd-free")
+    wanted_tables, wanted_weights = results(out, "pbgd-free")
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(table, wanted_tables[name], rtol=0, atol=1e-5)
+    for name, weight in weights.items():
+        assert float((weight - wanted_weights[name]).abs().max()) < 1e-4
+
+
 # Several processes ------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from tiny import PREFERENCES, base, instructions, preferences, tokenizer, two_levels
 
+from bilevel.errors import OptionError
 from bilevel.problems.llm import (
     TokenBatch,
     TokenLoader,
@@ -115,6 +116,67 @@ def test_the_preference_loss_is_that_of_trl(tmp_path):
     ours = dpo_loss(sequence_log_probabilities(tokens, batch.lengths), batch.reference, beta=0.3)
     assert abs(theirs - 0.6931) > 1e-3
     assert float(ours.detach()) == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_packing_changes_neither_losses_nor_gradients(family, attention):
+    model = two_levels(family)
+    model.causal.set_attn_implementation(attention)
+    problem = finetuning_problem(model)
+    reference = reference_log_probabilities(model, preferences()[:8])
+    found = []
+    for row_length in (None, 64):
+        (preferred,) = TokenLoader(preferences()[:8], 8, reference=reference, row_length=row_length)
+        (instructed,) = TokenLoader(instructions()[:8], 8, row_length=row_length)
+        losses = (
+            problem.upper_value(model.features(preferred), model.weight, preferred),
+            problem.lower_value(model.features(instructed), model.weight, instructed),
+        )
+        leaves = [*model.lora.values(), model.weight]
+        slopes = [slope for loss in losses for slope in torch.autograd.grad(loss, leaves)]
+        found.append([*losses, *slopes])
+        rows = len(preferred.ids)
+    assert rows < 16
+    assert all(float(slope.abs().max()) > 1e-4 for slope in found[0][2:])
+    for packed, padded in zip(*reversed(found), strict=True):  # Llama's norm is in single precision
+        torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_packed_sequence_does_not_depend_on_its_neighbours(family):
+    model = two_levels(family)
+
+    def logs(*sequences):
+        batch = TokenBatch.of(sequences, row_length=128)
+        assert len(batch.ids) == 1
+        tokens = token_log_probabilities(model.features(batch), model.weight, batch.targets)
+        return sequence_log_probabilities(tokens, batch.lengths).detach()
+
+    first, second, third, fourth = (item[0] for item in preferences()[:40:10])
+    assert len({first, second, third, fourth}) == 4
+    alone = float(logs(first))
+    for neighbours in ((second, third), (fourth, second), (third,)):
+        assert float(logs(first, *neighbours)[0]) == pytest.approx(alone, abs=1e-6)
+        assert float(logs(*neighbours, first)[-1]) == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_model_whose_packed_sequences_see_one_another_is_refused():
+    for dtype in (torch.float64, torch.bfloat16):
+        model = two_levels(dtype=dtype)
+        model.check_packing()
+        model.backbone.register_forward_pre_hook(
+            lambda module, args, inputs: (
+                args, {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+            ),
+            with_kwargs=True,
+        )  # fmt: skip
+        with pytest.raises(OptionError, match="packed sequences see one another in Llama"):
+            evaluate(
+                model,
+                TokenLoader(preferences()[:6], 6, row_length=64),
+                TokenLoader(instructions()[:6], 6),
+            )
 
 
 def test_gradients_of_both_objectives_equal_finite_differences():

@@ -14,21 +14,23 @@ from torch import Tensor
 from bilevel.distributed import rank, world_size
 from bilevel.errors import DatasetError
 from bilevel.options import check_count
-from bilevel.problems.llm.tokens import Item, Tokens
+from bilevel.problems.llm.tokens import Item, Tokens, check_length
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Sequences of a prompt and a response, padded on the right.
+    """S sequences of a prompt and a response: each a row padded on the right, or packed.
+
+    Of B preferences S = 2B: the chosen responses, then the rejected ones.
 
     Attributes
     ----------
     ids
-        [S, T] int64. Of B preferences S = 2B: the chosen responses, then the rejected ones.
+        [R, T] int64, R = S rows, or fewer of them if sequences are packed.
     mask
-        [S, T] int64, 1 where there is a token.
+        [R, T] int64, 1 where there is a token.
     positions
-        [N] int64, the places in the flattened [S · T] hidden states that predict the responses'
+        [N] int64, the places in the flattened [R · T] hidden states that predict the responses'
         tokens, one response after the other.
     targets
         [N] int64, those tokens.
@@ -38,6 +40,8 @@ class TokenBatch:
         Mean number of response tokens over the processes that train together; N in one process.
     reference
         [S] log-probabilities of the responses under the reference model, if they are known.
+    position_ids
+        [R, T] int64, of packed sequences the place of each token in its own; elsewhere 0.
     """
 
     ids: Tensor
@@ -47,22 +51,45 @@ class TokenBatch:
     lengths: Tensor
     count: float
     reference: Tensor | None = None
+    position_ids: Tensor | None = None
 
     @classmethod
-    def of(cls, sequences: Sequence[Tokens], pad: int = 0) -> TokenBatch:
-        """Pad sequences to the longest."""
-        longest = max(len(each.ids) for each in sequences)
-        ids = torch.full((len(sequences), longest), pad)
-        mask = torch.zeros_like(ids)
+    def of(
+        cls, sequences: Sequence[Tokens], pad: int = 0, row_length: int | None = None
+    ) -> TokenBatch:
+        """Pad sequences to the longest, or pack them into rows of at most ``row_length`` tokens.
+
+        Raises
+        ------
+        DatasetError
+            A sequence longer than a row.
+        """
+        sizes = [len(each.ids) for each in sequences]
+        places = [(row, 0) for row in range(len(sizes))]
+        if row_length is not None:
+            if max(sizes) > row_length:
+                raise DatasetError(
+                    f"a sequence of {max(sizes)} tokens does not fit into a row of {row_length}: "
+                    "raise row_length"
+                )
+            places = first_fit(sizes, row_length)
+        width = max(column + size for size, (_, column) in zip(sizes, places, strict=True))
+        ids = torch.full((1 + max(row for row, _ in places), width), pad)
+        mask, position_ids = torch.zeros_like(ids), torch.zeros_like(ids)
         positions = []
-        for row, each in enumerate(sequences):
-            ids[row, : len(each.ids)] = torch.tensor(each.ids)
-            mask[row, : len(each.ids)] = 1
-            begin = row * longest + each.prompt_length - 1
+        for each, size, (row, column) in zip(sequences, sizes, places, strict=True):
+            part = slice(column, column + size)
+            ids[row, part] = torch.tensor(each.ids)
+            mask[row, part] = 1
+            position_ids[row, part] = torch.arange(size)
+            begin = row * width + column + each.prompt_length - 1
             positions.append(torch.arange(begin, begin + each.response_length))
         where = torch.cat(positions)
         lengths = torch.tensor([each.response_length for each in sequences])
-        return cls(ids, mask, where, ids.reshape(-1)[where + 1], lengths, float(len(where)))
+        return cls(
+            ids, mask, where, ids.reshape(-1)[where + 1], lengths, float(len(where)),
+            position_ids=None if row_length is None else position_ids,
+        )  # fmt: skip
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
@@ -72,6 +99,20 @@ class TokenBatch:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def first_fit(sizes: Sequence[int], row_length: int) -> list[tuple[int, int]]:
+    """Row and first column of each sequence: the longest first, in the first row with room."""
+    used: list[int] = []
+    places = [(0, 0)] * len(sizes)
+    for each in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        fitting = (row for row, taken in enumerate(used) if taken + sizes[each] <= row_length)
+        row = next(fitting, len(used))
+        if row == len(used):
+            used.append(0)
+        places[each] = (row, used[row])
+        used[row] += sizes[each]
+    return places
 
 
 class TokenLoader:
@@ -93,11 +134,15 @@ class TokenLoader:
         :func:`~bilevel.problems.llm.reference_log_probabilities`.
     device
         Where the batches are to be.
+    row_length
+        Pack a batch's sequences end to end into rows of at most so many tokens, in the place of a
+        row each that is padded to the longest. They do not see one another, so losses and gradients
+        are the same; see :meth:`TwoLevelModel.check_packing`.
 
     Raises
     ------
     DatasetError
-        Fewer records than a batch.
+        Fewer records than a batch; a sequence longer than a row.
     """
 
     def __init__(
@@ -108,6 +153,7 @@ class TokenLoader:
         seed: int | None = None,
         reference: Tensor | None = None,
         device: torch.device | str = "cpu",
+        row_length: int | None = None,
     ) -> None:
         check_count("batch_size", batch_size)
         if seed is not None:
@@ -128,8 +174,12 @@ class TokenLoader:
         self.seed = seed
         self.reference = reference
         self.device = device
+        self.row_length = row_length
         self.epoch = 0
         self._first = 0
+        if row_length is not None:
+            check_count("row_length", row_length)
+            check_length(items, row_length, "a row has", "raise row_length")
 
     def __len__(self) -> int:
         step = self.batch_size * self.world
@@ -165,7 +215,7 @@ class TokenLoader:
 
     def _batch(self, everyone: Any) -> TokenBatch:
         own = everyone[self.rank :: self.world]
-        batch = TokenBatch.of(self._sequences(own))
+        batch = TokenBatch.of(self._sequences(own), row_length=self.row_length)
         if self.world > 1:
             total = sum(each.response_length for each in self._sequences(everyone))
             batch = replace(batch, count=total / self.world)

@@ -18,10 +18,12 @@ from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.options import check_count, check_positive
 from bilevel.problems.llm.batches import TokenBatch, TokenLoader
-from bilevel.problems.llm.tokens import check_length, check_vocabulary
+from bilevel.problems.llm.tokens import Tokens, check_length, check_vocabulary
 
 #: Relative difference of logits that low precision may make.
 _AGREEMENT = 2e-2
+#: The same of hidden states; it is more by far where sequences see one another.
+_SEPARATION = 5e-2
 
 
 class TwoLevelModel(nn.Module):
@@ -147,11 +149,40 @@ class TwoLevelModel(nn.Module):
 
     def features(self, batch: TokenBatch) -> Tensor:
         """[N, H], the last hidden states that predict the responses' tokens."""
-        hidden = self.backbone(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-        ).last_hidden_state
+        # Without a mask, transformers lets a token attend to those before it up to position 0.
+        where = (
+            {"attention_mask": batch.mask}
+            if batch.position_ids is None
+            else {"position_ids": batch.position_ids}
+        )
+        hidden = self.backbone(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
         result: Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
         return result
+
+    @torch.no_grad()
+    def check_packing(self) -> None:
+        """Refuse a model in which packed sequences see one another.
+
+        ``transformers`` keeps them apart by their positions since version 4.54, for the attention
+        implementations ``sdpa`` and ``eager``, in its own models; here a packed row is compared
+        with its sequences one by one.
+
+        Raises
+        ------
+        OptionError
+            The hidden states differ.
+        """
+        ids = [tuple(k % self.vocabulary_size for k in range(i, i + 6)) for i in (1, 7, 13)]
+        sequences = [Tokens(each, 1) for each in ids]
+        packed = self.features(TokenBatch.of(sequences, row_length=20).to(self.device))
+        apart = self.features(TokenBatch.of(sequences).to(self.device))
+        difference = float((packed - apart).norm() / apart.norm())
+        if not difference < _SEPARATION:
+            raise OptionError(
+                f"packed sequences see one another in {type(self.causal).__name__} (their hidden "
+                f"states differ by {difference:.0%}): leave row_length out, or use transformers "
+                "4.54 or later with the attention implementation sdpa or eager"
+            )
 
     @contextmanager
     def as_reference(self) -> Iterator[Tensor]:
@@ -243,9 +274,10 @@ def check_finite(values: Tensor, batch: TokenBatch, what: str) -> None:
     """
     if not bool(torch.isfinite(values).all()):
         row = int((~torch.isfinite(values)).nonzero()[0, 0])
+        response = torch.split(batch.targets, batch.lengths.tolist())[row]
         raise DatasetError(
-            f"{what} of sequence {row} of a batch (its tokens begin with "
-            f"{batch.ids[row, :8].tolist()}) is {float(values[row])}: the model gives NaN or "
+            f"{what} of sequence {row} of a batch (its response begins with the tokens "
+            f"{response[:8].tolist()}) is {float(values[row])}: the model gives NaN or "
             "infinite logits. Try another precision, or look at that record"
         )
 
@@ -272,4 +304,9 @@ def check_loaders(
         if loader.largest_id >= model.vocabulary_size:
             check_vocabulary(loader.items, model.vocabulary_size)
         if model.context is not None and loader.longest > model.context:
-            check_length(loader.items, model.context)
+            check_length(
+                loader.items, model.context, "the model's context is",
+                "tokenize with a smaller max_length",
+            )  # fmt: skip
+        if loader.row_length is not None:
+            model.check_packing()

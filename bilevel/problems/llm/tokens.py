@@ -141,12 +141,9 @@ def check_vocabulary(items: Iterable[Item], size: int) -> None:
             )
 
 
-def check_length(items: Iterable[Item], context: int) -> None:
-    """Refuse sequences that are longer than a model's context; raises as above."""
+def check_length(items: Iterable[Item], most: int, what: str, remedy: str) -> None:
+    """Refuse sequences of more tokens than there is room for; raises as above."""
     for number, item in enumerate(items, start=1):
         longest = max(len(tokens.ids) for tokens in item)
-        if longest > context:
-            raise DatasetError(
-                f"record {number} has {longest} tokens, and the model's context is {context}: "
-                "tokenize with a smaller max_length"
-            )
+        if longest > most:
+            raise DatasetError(f"record {number} has {longest} tokens, and {what} {most}: {remedy}")
