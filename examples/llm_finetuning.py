@@ -166,6 +166,8 @@ def parse_arguments() -> argparse.Namespace:
         "or pad each to the longest: the losses are the same (default: --pack)")  # fmt: skip
     how("--bf16", action="store_true", help="model in bfloat16, mixed precision")
     how("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
+    how("--compile", action="store_true",
+        help="compile the backbone's layers: minutes first, for long runs on GPUs")  # fmt: skip
     how("--shard", action="store_true",
         help="with torchrun: divide the backbone's weights among the processes (fully_shard) once "
         "the references are computed; otherwise each holds them all (DDP)")  # fmt: skip
@@ -359,6 +361,8 @@ class Trainer:
             )
             for items in (data.preferences, data.test_preferences)
         )
+        if args.compile:
+            model.compile_layers()
         distribute(model, args.shard)
 
         def loader(items, seed=None, reference=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -168,6 +169,38 @@ def test_a_model_in_low_precision_trains_with_its_levels_in_single():
     solution = finetune(model, solver, *batches(model), 10, log_every=1, progress=False)
     assert solution.history["lower"].iloc[-1] < solution.history["lower"].iloc[0] - 0.1
     assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the compiler says of itself
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("family", "checkpointing"), [("llama", False), ("gpt_neox", True)])
+def test_compiled_layers_give_the_same_losses_and_gradients(family, checkpointing):
+    torch.compiler.reset()
+    model, other = (two_levels(family, torch.float32) for _ in range(2))
+    reference = reference_log_probabilities(model, preferences()[:8])
+    if checkpointing:
+        model.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        model.causal.train()
+    model.compile_layers()
+    batch = {"reference": reference, "row_length": 64}
+    ((preferred,), (instructed,)) = (
+        TokenLoader(preferences()[:8], 8, **batch), TokenLoader(instructions()[:8], 8)
+    )  # fmt: skip
+    found = []
+    for each in (model, other):
+        problem = finetuning_problem(each)
+        upper = problem.upper_value(each.features(preferred), each.weight, preferred)
+        slopes = torch.autograd.grad(upper, [*each.lora.values(), each.weight])
+        with torch.no_grad():
+            lower = problem.lower_value(each.features(instructed), each.weight, instructed)
+        found.append([upper, lower, *slopes])
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert not counters["graph_break"]
+    torch.compiler.reset()
 
 
 # Saved models -----------------------------------------------------------------------------------

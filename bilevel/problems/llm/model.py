@@ -184,6 +184,15 @@ class TwoLevelModel(nn.Module):
                 "4.54 or later with the attention implementation sdpa or eager"
             )
 
+    def compile_layers(self) -> None:
+        """Compile each of the ``layers`` with ``torch.compile``, for batches of any shape.
+
+        Call it before ``fully_shard`` and before training; the first steps then take minutes. Worth
+        it on GPUs and long runs.
+        """
+        for layer in self.layers:
+            layer.compile()
+
     @contextmanager
     def as_reference(self) -> Iterator[Tensor]:
         """The model before it was adapted, for a while; gives its head."""
