@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import torch
 from bilevel.batches import BatchStream
 from bilevel.errors import DatasetError, OptionError
 from bilevel.problems.speech.data import AudioError, SpeechBatches, Utterance, read_audio
+from bilevel.problems.speech.data.audio import duration_of
+from bilevel.problems.speech.noise import key_of
 
 RATE = 16_000
 
@@ -86,6 +91,70 @@ def test_audio_that_cannot_be_used_says_why(tmp_path, kind, reason):
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset": -1.0}, r"'a': offset=-1.0, expected seconds"),
+        ({"offset": float("nan")}, "offset=nan"),
+        ({"duration": float("inf")}, "duration=inf"),
+        ({"duration": "1"}, "duration='1'"),
+        ({"channel": -1}, "channel=-1, expected an integer"),
+        ({"channel": 0.5}, "channel=0.5"),
+        ({"path": None}, "path=None"),
+    ],
+)
+def test_an_utterance_is_somewhere_in_a_file(changes, message):
+    assert Utterance(id="a", path="a.wav").path == Path("a.wav")
+    with pytest.raises(DatasetError, match=message):
+        Utterance(**{"id": "a", "path": "a.wav", **changes})
+
+
+def test_half_a_file_is_no_utterance(tmp_path):
+    path = tmp_path / "a.mp3"  # whose header tells the whole length
+    soundfile.write(path, np.random.default_rng(0).normal(size=4 * RATE) / 9, RATE)
+    assert duration_of(Utterance(id="a", path=path)) == pytest.approx(4.0, abs=0.1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"s of 4\S* s can be decoded") as caught:
+        read_audio(Utterance(id="a", path=path))
+    assert caught.value.reason == "corrupt"
+
+
+@pytest.mark.parametrize("name", [b"\xe9.wav", "é.wav".encode()])
+def test_names_in_any_encoding_are_read(tmp_path, name):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    soundfile.write(tmp_path / "a.wav", np.ones(RATE) / 2, RATE)
+    (tmp_path / "a.wav").rename(path)
+    (batch,) = SpeechBatches([Utterance(id=path.name, path=path)], batch_seconds=1.0)
+    assert batch.lengths == RATE
+    assert batch.keys == [key_of(0, 0, path.name)]
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".wav", "a\0.wav", "\ud800.wav", ".", "refused.wav"])
+def test_what_the_system_does_not_open_is_named(tmp_path, monkeypatch, path):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "refused.wav").touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(AudioError, match="utterance 'u' ") as caught:
+        read_audio(Utterance(id="u", path=tmp_path / path))
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_member_of_an_archive_is_found_again_when_the_archive_has_changed(tmp_path):
+    path = tmp_path / "a.tar"
+    for order in (("a", "b"), ("b", "a")):
+        with tarfile.open(path, "w") as archive:
+            for name in order:
+                wav = tmp_path / f"{name}.wav"
+                soundfile.write(wav, np.full(8000, {"a": 0.25, "b": 0.5}[name]), RATE)
+                archive.add(wav, wav.name)
+        os.utime(path, ns=(0, ord(order[0])))
+        assert read_audio(Utterance(id="b", path=path, member="b.wav"))[0] == 0.5
+    with pytest.raises(AudioError, match="no file in the archive"):
+        read_audio(Utterance(id="c", path=path, member="c.wav"))
+
+
 # Batches
 
 
@@ -147,7 +216,7 @@ def test_a_stream_resumes_from_the_batch_drawn_last(corpus, monkeypatch):
     read = []
     monkeypatch.setattr(
         "bilevel.problems.speech.data.batches.read_audio",
-        lambda utterance, rate: read.append(utterance.id) or read_audio(utterance, rate),
+        lambda utterance: read.append(utterance.id) or read_audio(utterance),
     )
     other.load_state_dict(saved)
     assert names([other.last]) == names([last])

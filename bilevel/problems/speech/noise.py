@@ -16,7 +16,8 @@ MASK_STARTS, MASK_NOISE, GUMBEL = range(3)
 
 def key_of(seed: int, epoch: int, name: str) -> int:
     """The key of an utterance, by its name, in an epoch."""
-    text = f"{seed}:{epoch}:{name}".encode()
+    # Names of files need not be valid Unicode.
+    text = f"{seed}:{epoch}:{name}".encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import io
+import stat
 import tarfile
-from typing import Any
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +20,12 @@ from bilevel.errors import DatasetError
 from bilevel.extras import require
 from bilevel.problems.speech.data.records import Utterance
 
+#: Of every waveform: what the features are made for.
+SAMPLE_RATE = 16_000
 #: Peaks below this are silence: less than one step of 16-bit audio.
 _SILENT = 2.0**-15
+#: Seconds by which durations in manifests may be rounded.
+_ROUNDED = 0.05
 
 
 class AudioError(DatasetError):
@@ -23,7 +34,8 @@ class AudioError(DatasetError):
     Attributes
     ----------
     reason
-        ``"missing"``, ``"corrupt"``, ``"empty"``, ``"silent"``, ``"short"`` or ``"long"``.
+        ``"missing"``, ``"unreadable"`` (the system refuses it), ``"corrupt"``, ``"empty"``,
+        ``"silent"``, ``"short"`` or ``"long"``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -31,8 +43,8 @@ class AudioError(DatasetError):
         self.reason = reason
 
 
-def read_audio(utterance: Utterance, sample_rate: int = 16_000) -> NDArray[np.float32]:
-    """The samples of an utterance, one channel, at a rate.
+def read_audio(utterance: Utterance) -> NDArray[np.float32]:
+    """The samples of an utterance, one channel, at 16 kHz.
 
     Raises
     ------
@@ -42,34 +54,25 @@ def read_audio(utterance: Utterance, sample_rate: int = 16_000) -> NDArray[np.fl
     MissingExtraError
         The extra ``speech`` is not installed.
     """
-    name = f"utterance {utterance.id!r} ({_place(utterance)})"
-    with _opened(utterance, name) as file:
-        rate, first = file.samplerate, round(utterance.offset * file.samplerate)
-        count = -1 if utterance.duration is None else round(utterance.duration * rate)
-        if utterance.channel >= file.channels:
-            raise AudioError(
-                "corrupt", f"{name} is channel {utterance.channel} of a file with {file.channels}"
-            )
-        # Durations in manifests are rounded.
-        if first > file.frames or (count > 0 and first + count > file.frames + 0.05 * rate):
-            raise AudioError(
-                "corrupt",
-                f"{name} ends at {utterance.offset + (utterance.duration or 0):g} s of a file of "
-                f"{file.frames / rate:g} s",
-            )
-        try:
-            file.seek(first)
-            samples = file.read(count, dtype="float32", always_2d=True)[:, utterance.channel]
-        except RuntimeError as error:
-            raise AudioError("corrupt", f"{name} cannot be read: {error}") from error
-    if len(samples) == 0:
+    name = _name(utterance)
+    with _opened(utterance) as file:
+        first, count = _extent(file, utterance)
+        rate = file.samplerate
+        file.seek(first)
+        samples = file.read(count, dtype="float32", always_2d=True)[:, utterance.channel]
+    if count == 0:
         raise AudioError("empty", f"{name} has no samples")
+    if len(samples) < count - _ROUNDED * rate:
+        raise AudioError(
+            "corrupt",
+            f"{name} is damaged: {len(samples) / rate:g} s of {count / rate:g} s can be decoded",
+        )
     if not np.isfinite(samples).all():
         raise AudioError("corrupt", f"{name} has samples that are not finite")
-    if np.abs(samples).max() < _SILENT:
+    if np.abs(samples).max(initial=0.0) < _SILENT:
         raise AudioError("silent", f"{name} is silent")
-    if rate != sample_rate:
-        samples = require("soxr", "speech").resample(samples, rate, sample_rate)
+    if rate != SAMPLE_RATE:
+        samples = require("soxr", "speech").resample(samples, rate, SAMPLE_RATE)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -83,36 +86,104 @@ def duration_of(utterance: Utterance) -> float:
     """
     if utterance.duration is not None:
         return utterance.duration
-    name = f"utterance {utterance.id!r} ({_place(utterance)})"
-    with _opened(utterance, name) as file:
-        return float(file.frames / file.samplerate - utterance.offset)
+    with _opened(utterance) as file:
+        _, count = _extent(file, utterance)
+        return float(count / file.samplerate)
 
 
-def _place(utterance: Utterance) -> str:
+def measured(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """The same with the durations of their files; without one where the audio cannot be used."""
+    found = []
+    for utterance in utterances:
+        try:
+            found.append(replace(utterance, duration=duration_of(utterance)))
+        except AudioError:  # which whoever reads it will meet
+            found.append(utterance)
+    return found
+
+
+def check_audio(utterance: Utterance) -> None:
+    """Look at the header of an utterance's file.
+
+    Raises
+    ------
+    AudioError
+        The file is missing, damaged at its beginning, or shorter than the utterance says.
+    """
+    with _opened(utterance) as file:
+        _extent(file, utterance)
+
+
+def _name(utterance: Utterance) -> str:
     inside = "" if utterance.member is None else f", member {utterance.member}"
-    return f"{utterance.path}{inside}"
+    return f"utterance {utterance.id!r} ({utterance.path}{inside})"
 
 
-def _opened(utterance: Utterance, name: str) -> Any:
+def _extent(file: Any, utterance: Utterance) -> tuple[int, int]:
+    """First sample and number of samples of an utterance in its file."""
+    name, rate = _name(utterance), file.samplerate
+    if utterance.channel >= file.channels:
+        raise AudioError(
+            "corrupt", f"{name} is channel {utterance.channel} of a file with {file.channels}"
+        )
+    first, rest = round(utterance.offset * rate), file.frames - round(utterance.offset * rate)
+    count = rest if utterance.duration is None else round(utterance.duration * rate)
+    if rest < 0 or count > rest + _ROUNDED * rate:
+        raise AudioError(
+            "corrupt",
+            f"{name} ends at {utterance.offset + (utterance.duration or 0):g} s of a file of "
+            f"{file.frames / rate:g} s",
+        )
+    return first, min(count, rest)
+
+
+@contextmanager
+def _opened(utterance: Utterance) -> Iterator[Any]:
     soundfile = require("soundfile", "speech")
-    if not utterance.path.is_file():
-        raise AudioError("missing", f"{name}: there is no such file")
-    source: Any = utterance.path
-    if utterance.member is not None:
-        source = _member(utterance, name)
-    try:
-        return soundfile.SoundFile(source)
-    except RuntimeError as error:
-        raise AudioError("corrupt", f"{name} cannot be opened: {error}") from error
+    name = _name(utterance)
+    with _file(utterance.path, name) as file:
+        # By its number, since soundfile cannot pass on a name that is not UTF-8.
+        source: Any = file.fileno()
+        if utterance.member is not None:
+            source = _unpacked(file, utterance.path, utterance.member, name)
+        try:
+            with soundfile.SoundFile(source, closefd=False) as sound:
+                yield sound
+        except soundfile.LibsndfileError as error:
+            raise AudioError("corrupt", f"{name} cannot be read: {error.error_string}") from error
 
 
-def _member(utterance: Utterance, name: str) -> io.BytesIO:
-    assert utterance.member is not None
+def _file(path: Path, name: str) -> BinaryIO:
     try:
-        with tarfile.open(utterance.path) as archive:
-            file = archive.extractfile(utterance.member)
-            if file is not None:
-                return io.BytesIO(file.read())
-    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise AudioError("unreadable", f"{name} is no file")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise AudioError("missing", f"{name}: there is no such file") from error
+    except OSError as error:
+        raise AudioError("unreadable", f"{name} cannot be opened: {error.strerror}") from error
+    except ValueError as error:
+        raise AudioError("unreadable", f"{name} cannot be opened: {error}") from error
+
+
+# Archives ----------------------------------------------------------------------------------------
+
+
+def _unpacked(file: BinaryIO, path: Path, member: str, name: str) -> io.BytesIO:
+    try:
+        place = _members(path, path.stat().st_mtime_ns).get(member)
+        if place is None:
+            raise AudioError("missing", f"{name} is no file in the archive")
+        with tarfile.open(fileobj=file) as archive:
+            content = archive.extractfile(place)
+            assert content is not None  # of a regular file
+            return io.BytesIO(content.read())
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise AudioError("corrupt", f"{name} cannot be unpacked: {error}") from error
-    raise AudioError("corrupt", f"{name} is no file in the archive")
+
+
+@lru_cache(maxsize=256)
+def _members(path: Path, changed: int) -> dict[str, tarfile.TarInfo]:
+    """Where the files of an archive are; looked for once, unless the archive has changed."""
+    with tarfile.open(path) as archive:
+        return {each.name: each for each in archive if each.isfile()}

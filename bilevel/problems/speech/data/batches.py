@@ -231,7 +231,7 @@ class SpeechBatches:
 
     def _samples(self, utterance: Utterance, size: int, epoch: int) -> Tensor | None:
         try:
-            samples = read_audio(utterance, self.sample_rate)
+            samples = read_audio(utterance)
         except AudioError as error:
             self._skip(utterance, error.reason)
             return None
