@@ -36,6 +36,13 @@ class Callback:
     def on_end(self, run: Run) -> None:
         """Called once, also when the run fails."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold for this callback, as tensors, numbers, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave, before :meth:`on_start` of the resumed run."""
+
 
 class UserFunction(Callback):
     """Wraps a function (record, state) -> stop or not."""

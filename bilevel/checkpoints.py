@@ -12,7 +12,7 @@ from bilevel.distributed import gather, rank, world_size
 from bilevel.errors import CheckpointError
 
 #: Raised when the layout of the saved dictionary changes.
-FORMAT = 2
+FORMAT = 3
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -25,6 +25,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     gather(None)  # no process replaces its file before all have written theirs
     os.replace(_partial(path), path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a run to go on with: of several processes, whether any wrote its file."""
+    return any(gather(_own(path).is_file()))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -72,7 +77,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _step(content: dict[str, Any]) -> int:
-    return int(content["state"]["step"])
+    try:
+        return int(content["state"]["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"a checkpoint of {', '.join(content)} has no step") from error
 
 
 def _own(path: Path) -> Path:

@@ -21,7 +21,7 @@ from toys import coupled_toy, negative_toy, scalar
 
 from bilevel import BLOCC, PBGD, BilevelProblem, MaxMin, PBGDFree, checkpoints
 from bilevel.batches import BatchStream
-from bilevel.callbacks import Checkpoint
+from bilevel.callbacks import Callback, Checkpoint
 from bilevel.errors import CheckpointError
 from bilevel.random_state import get_random_state, set_random_state
 
@@ -157,6 +157,30 @@ class TestFinished:
         assert torch.equal(
             solve(max_steps=20, resume=path, **QUIET).x, solve(max_steps=20, **QUIET).x
         )
+
+
+class Count(Callback):
+    """Counts steps."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_step(self, run):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, saved):
+        self.steps = saved["steps"]
+
+
+def test_callbacks_go_on_where_they_were(tmp_path):
+    path, count = tmp_path / "run.pt", Count()
+    deterministic()(max_steps=7, callbacks=[Count(), Checkpoint(path)], **QUIET)
+    deterministic()(max_steps=9, callbacks=[count, Checkpoint(path)], resume=path, **QUIET)
+    assert count.steps == 9
+    deterministic()(max_steps=12, resume=path, **QUIET)  # nor must they still be there
 
 
 class TestStreams:
@@ -328,6 +352,20 @@ class TestOtherRuns:
     def test_a_shorter_loader_is_refused(self, checkpoint):
         refused(checkpoint, "upper_batches ends after 3", upper=batches(1, count=3))
 
+    @pytest.mark.parametrize("missing", ["solver", "streams", "state", "random"])
+    def test_a_checkpoint_of_another_kind_of_run_is_refused(self, checkpoint, missing):
+        content = torch.load(checkpoint, weights_only=True)
+        del content[missing]
+        torch.save(content, checkpoint)
+        refused(checkpoint, f"of another kind of run.*{missing}")
+
+    def test_other_groups_of_parameters_are_refused(self, checkpoint):
+        def grouped(leaves):
+            return torch.optim.Adam([{"params": [leaf]} for leaf in leaves], lr=0.02)
+
+        solver = PBGDFree(penalty=3.0, upper_optimizer=ADAM, lower_optimizer=grouped)
+        refused(checkpoint, "of another kind of run", solver=solver)
+
     def test_a_run_without_batches_is_told_from_one_with_them(self, tmp_path, checkpoint):
         problem, x0, y0 = quadratic()
         with pytest.raises(CheckpointError, match=r"upper_batches.*none"):
@@ -378,6 +416,20 @@ class TestSeveralProcesses:
         as_rank(0, [10, 20])
         with pytest.raises(CheckpointError, match=r"run\.pt\.rank0\.partial"):
             checkpoints.load(path)
+
+    @pytest.mark.parametrize(("everyones", "found"), [([False, True], True), ([False] * 2, False)])
+    def test_there_is_a_checkpoint_where_any_process_has_its_file(
+        self, tmp_path, as_rank, everyones, found
+    ):
+        (tmp_path / "run.pt").touch()  # of one process
+        as_rank(0, everyones)
+        assert checkpoints.exists(tmp_path / "run.pt") is found
+
+    def test_files_without_a_step_are_refused(self, tmp_path, as_rank):
+        as_rank(0, [])
+        checkpoints.save(tmp_path / "run.pt", {"weights": 1.0})
+        with pytest.raises(CheckpointError, match="format, weights has no step"):
+            checkpoints.load(tmp_path / "run.pt")
 
     def test_a_run_that_nobody_saved_is_refused_by_all(self, tmp_path, as_rank):
         as_rank(0, [-1, -1])

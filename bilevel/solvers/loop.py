@@ -46,6 +46,7 @@ class Run:
     problem: BilevelProblem
     state: State
     streams: dict[str, BatchStream]
+    callbacks: Sequence[Callback] = ()
     earlier: dict[str, Any] | None = None
     records: list[Record] = field(default_factory=list)
     elapsed: float = 0.0
@@ -74,6 +75,9 @@ class Run:
             "solver": type(self.solver).__name__,
             "state": self.state.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "callbacks": {
+                type(each).__name__: held for each in self.callbacks if (held := each.state_dict())
+            },
             "earlier": self.earlier,
             "records": self.records,
             "elapsed": self.seconds,
@@ -84,25 +88,34 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
         saved = checkpoints.load(path)
+        try:
+            self._take(saved)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is of another kind of run, or damaged: {error!r}"
+            ) from error
+
+    def _take(self, saved: dict[str, Any]) -> None:
         if saved["solver"] != type(self.solver).__name__:
             raise CheckpointError(
-                f"{path} was written by {saved['solver']}, and this is {type(self.solver).__name__}"
+                f"written by {saved['solver']}, and this is {type(self.solver).__name__}"
             )
         if set(saved["streams"]) != set(self.streams):
             raise CheckpointError(
-                f"{path} holds the positions of {sorted(saved['streams']) or 'no batches'}, and "
+                f"it holds the positions of {sorted(saved['streams']) or 'no batches'}, and "
                 f"solve() was given {sorted(self.streams) or 'none'}"
             )
-        try:
-            for name, stream in self.streams.items():
-                stream.load_state_dict(saved["streams"][name])
-            self.state.load_state_dict(saved["state"])
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        self.earlier = saved["earlier"]
-        self.records = saved["records"]
-        self.elapsed = saved["elapsed"]
-        set_random_state(saved["random"])
+        for callback in self.callbacks:
+            if (name := type(callback).__name__) in saved["callbacks"]:
+                callback.load_state_dict(saved["callbacks"][name])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(saved["streams"][name])
+        self.earlier, self.records = saved["earlier"], saved["records"]
+        self.elapsed, random = saved["elapsed"], saved["random"]
+        self.state.load_state_dict(saved["state"])  # parameters would not come back
+        set_random_state(random)
 
 
 def run_solver(
@@ -125,7 +138,7 @@ def run_solver(
     state = solver.init(problem, x0, y0)
     loaders = {"upper_batches": upper_batches, "lower_batches": lower_batches}
     streams = {name: BatchStream(it, name) for name, it in loaders.items() if it is not None}
-    run = Run(solver, problem, state, streams, earlier)
+    run = Run(solver, problem, state, streams, callbacks, earlier)
     if resume is not None:
         run.restore(Path(resume))
     bar = ProgressBar(max_steps, state.step, progress)

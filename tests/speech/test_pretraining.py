@@ -10,7 +10,7 @@ import torch
 from signals import inputs, model
 
 from bilevel import PBGDFree
-from bilevel.callbacks import Checkpoint
+from bilevel.callbacks import Callback, Checkpoint
 from bilevel.errors import DatasetError, OptionError
 from bilevel.problems.speech import (
     CodeMonitor,
@@ -111,6 +111,24 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path):
     assert rest.history["lower"].iloc[-1] == straight.history["lower"].iloc[-1]
 
 
+class Interrupt(Callback):
+    """Ends the run after step 4, as Ctrl-C does."""
+
+    def on_step(self, run):
+        if run.state.step == 4:
+            raise KeyboardInterrupt
+
+
+def test_statistics_since_the_last_record_survive_an_interruption(tmp_path):
+    options, path = PretrainingOptions(steps=6), tmp_path / "run.pt"
+    _, straight = run(options, log_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(options, log_every=4, callbacks=[Checkpoint(path, every=3), Interrupt()])
+    _, rest = run(options, seed=3, log_every=4, resume=path)
+    columns = ["step", "frames", "anchor_perplexity", "enhanced_perplexity", "agreement", "nearest"]
+    assert rest.history[columns].to_dict("list") == straight.history[columns].to_dict("list")
+
+
 def test_micro_batches_average_their_gradients():
     options = PretrainingOptions(steps=2, accumulate=2, clip_norm=1e9)
     losses, _ = run(options)
@@ -158,8 +176,8 @@ class Record(dict):
         return record
 
 
-def monitor(**options):
-    return CodeMonitor(PretrainingLosses(model()).statistics, window=10, **options)
+def monitor(window=10, **options):
+    return CodeMonitor(PretrainingLosses(model()).statistics, window=window, **options)
 
 
 ALIVE = torch.arange(50)[:, None]
@@ -182,6 +200,13 @@ def test_the_guard_can_stop_a_run():
     run.log_all(range(1, 10), ALIVE, DEAD)
     with pytest.raises(CollapseError, match=r"target_gradient='detached'"):
         run.log(10, ALIVE, DEAD)
+
+
+def test_the_guard_judges_runs_shorter_than_its_window():
+    run = Record(monitor(window=250, stop=True))
+    run.log_all(range(1, 25), ALIVE, DEAD)  # an untrained encoder is given a while
+    with pytest.raises(CollapseError, match="over 25 steps"):
+        run.log(25, ALIVE, DEAD)
 
 
 def test_the_guard_warns_where_the_gradient_is_all_the_labels():

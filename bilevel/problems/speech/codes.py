@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from bilevel.problems.speech.labels import Labels
 
 if TYPE_CHECKING:
     from bilevel.solvers.loop import Run
+
+
+#: Steps before which the labels of a new encoder are not judged.
+_EARLIEST = 25
 
 
 class CollapseWarning(UserWarning):
@@ -42,6 +46,10 @@ class Mean:
         mean = float(self.total) / self.count if self.count else float("nan")
         self.total, self.count = 0.0, 0
         return mean
+
+    def state(self) -> list[float]:
+        """The total and the count."""
+        return [float(self.total), self.count]
 
 
 class CodeStatistics:
@@ -87,6 +95,18 @@ class CodeStatistics:
         found["frames"], self.frames = float(self.frames), 0
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered since the last reading."""
+        means = {name: mean.state() for name, mean in vars(self).items() if isinstance(mean, Mean)}
+        return {"frames": self.frames, "means": means}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.frames = saved["frames"]
+        for name, (total, count) in saved["means"].items():
+            mean = getattr(self, name)
+            mean.total, mean.count = total, count
+
 
 def perplexity(codes: Tensor, size: int) -> Tensor:
     """exp of the entropy of codes [N, codebooks] below ``size``, mean over the codebooks."""
@@ -100,7 +120,8 @@ class CodeMonitor(Callback):
     """Add the codes' statistics to the history, and watch for collapse.
 
     A constant enhanced label is a global minimum of F, and nothing in G forbids it. Averaged over
-    ``window`` steps the perplexity of healthy runs stayed above a quarter of the anchor's.
+    ``window`` steps the perplexity of healthy runs stayed above a quarter of the anchor's, from
+    step 25 on; shorter runs are not judged.
 
     Parameters
     ----------
@@ -111,7 +132,7 @@ class CodeMonitor(Callback):
     most_gradient_ratio
         F's gradient through its labels over the rest, above which the optimiser sees little else.
     window
-        Steps that the two are averaged over.
+        Steps that the two are averaged over, or all so far.
     stop
         Whether to raise :class:`CollapseError`, and not only to warn, when the labels collapse.
     """
@@ -135,9 +156,18 @@ class CodeMonitor(Callback):
         self._warned: set[str] = set()
 
     def on_start(self, run: Run) -> None:
-        """Begin with empty statistics."""
-        self.statistics.read()
+        """Begin with empty statistics; a resumed run brings its own."""
+        if run.state.step == 0:
+            self.statistics.read()
         self._warned.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics since the last record."""
+        return self.statistics.state_dict()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take them back."""
+        self.statistics.load_state_dict(saved)
 
     def on_log(self, run: Run, record: Record) -> bool | None:
         """Complete the record and judge the last ``window`` steps."""
@@ -145,14 +175,15 @@ class CodeMonitor(Callback):
         before = run.records[-2]["frames"] if len(run.records) > 1 else 0.0
         record.update(found, frames=before + world_size() * found["frames"])
         recent = [each for each in run.records if each["step"] > record["step"] - self.window]
-        if record["step"] < self.window or "enhanced_perplexity" not in record:
+        if record["step"] < min(self.window, _EARLIEST) or "enhanced_perplexity" not in record:
             return None
         ratio = _mean(recent, "enhanced_perplexity") / _mean(recent, "anchor_perplexity")
+        steps = min(self.window, int(record["step"]))
         if ratio < self.least_ratio:
             self._report(
                 "collapse",
                 f"the enhanced labels have collapsed by step {record['step']}: their perplexity is "
-                f"{ratio:.3f} of the anchor's over {self.window} steps. Use "
+                f"{ratio:.3f} of the anchor's over {steps} steps. Use "
                 "target_gradient='detached' and normalisation='shrink', or a larger penalty",
                 self.stop,
             )
