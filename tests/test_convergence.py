@@ -9,7 +9,17 @@ import pytest
 import torch
 from toys import coupled_toy, negative_toy, scalar
 
-from bilevel import BLOCC, PBGD, BilevelProblem, Box, Exact, MaxMin, QuasiNewton, Status
+from bilevel import (
+    BLOCC,
+    PBGD,
+    BilevelProblem,
+    Box,
+    Exact,
+    MaxMin,
+    PBGDFree,
+    QuasiNewton,
+    Status,
+)
 from bilevel.evaluation import Evaluation
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problems.known_optima import KNOWN_OPTIMA
@@ -131,6 +141,15 @@ def test_violation_is_logged_at_the_x_of_the_other_columns():
     solver = BLOCC(penalty=10.0, response=Exact(), upper_lr=0.01)
     solution = solver.solve(problem, scalar(2.0), scalar(0.0), max_steps=5, tolerance=0.0)
     assert solution.history["violation"].max() <= 1e-9
+
+
+def test_a_tolerance_of_zero_is_never_met():
+    # Of a simple bilevel problem, whose gradient vanishes where it starts, as that of some batch.
+    problem = BilevelProblem(upper=lambda x, y: 0.0 * y, lower=lambda x, y: y**2)
+    solver = PBGDFree(penalty=1.0, lower_lr=0.1)
+    solution = solver.solve(problem, (), scalar(0.0), max_steps=3, tolerance=0.0)
+    assert solution.steps == 3
+    assert not solution.converged
 
 
 class TestRestarts:

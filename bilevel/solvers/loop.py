@@ -233,7 +233,7 @@ def _small(record: Record, run: Run, tolerance: float) -> bool:
     weights = {"stationarity": 1.0, "upper_residual": 1.0}
     weights |= run.solver.residual_weights(record["penalty"])
     residuals = [by * record[name] for name, by in weights.items() if name in record]
-    return bool(residuals) and max(residuals) <= tolerance
+    return tolerance > 0 and bool(residuals) and max(residuals) <= tolerance
 
 
 def _size(state: State) -> float:
