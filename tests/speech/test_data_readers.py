@@ -42,8 +42,11 @@ def make_ami(root):
     return root
 
 
+SEGMENTS = ["abcdefghijk-00000-00000000-00000100", "abcdefghijk-00001-00000100-00000150"]
+
+
 def make_yodas(root):
-    names = ["abcdefghijk-00000-00000000-00000100", "abcdefghijk-00001-00000100-00000150"]
+    names = SEGMENTS
     (root / "en000" / "audio").mkdir(parents=True)
     with tarfile.open(root / "en000" / "audio" / "00000000.tar.gz", "w:gz") as archive:
         for name, seconds in zip(names, (1.0, 0.5), strict=True):
@@ -152,6 +155,17 @@ def test_yodas(tmp_path):
     assert (first.speaker, first.language, second.duration) == ("abcdefghijk", "en", 0.5)
 
 
+def test_yodas_unpacked_is_the_same_speech(tmp_path):
+    path = make_yodas(tmp_path)
+    zipped = {each.id: read_audio(each) for each in read_corpus(path)}
+    shard = path / "audio" / "00000000.tar.gz"
+    shard.with_suffix("").write_bytes(gzip.decompress(shard.read_bytes()))
+    shard.unlink()
+    unpacked = {each.id: read_audio(each) for each in read_corpus(path)}
+    assert unpacked.keys() == zipped.keys()
+    assert all(np.array_equal(unpacked[name], zipped[name]) for name in zipped)
+
+
 def test_nemo(tmp_path):
     first, second = by_id(make_nemo(tmp_path)).values()
     assert (first.text, first.language, first.offset) == ("one", "en", 0.0)
@@ -190,6 +204,12 @@ def silent_librispeech(root):
     return root
 
 
+def traversing_librispeech(root):
+    make_librispeech(root)
+    lines(root / "train-clean" / "84" / "121123" / "84-121123.trans.txt", "../x A")
+    return root
+
+
 def yodas_without(part, text=None):
     def make(root):
         path = make_yodas(root)
@@ -207,8 +227,61 @@ def damaged_yodas(root):
     return path
 
 
+def torn_yodas(root):
+    """A shard whose archive ends early, packed without a fault of gzip's."""
+    path = make_yodas(root)
+    shard = path / "audio" / "00000000.tar.gz"
+    archive = gzip.decompress(shard.read_bytes())
+    shard.write_bytes(gzip.compress(archive[: len(archive) // 2]))
+    return path
+
+
+def spoilt_yodas(root):
+    """A shard in which gzip's own check sum is wrong."""
+    path = make_yodas(root)
+    shard = path / "audio" / "00000000.tar.gz"
+    content = bytearray(shard.read_bytes())
+    content[-8] ^= 1
+    shard.write_bytes(content)
+    return path
+
+
 def manifest(name, *rows):
     return lambda root: lines(root / name, *rows)
+
+
+def content(name, data):
+    def make(root):
+        (root / name).write_bytes(data)
+        return root / name
+
+    return make
+
+
+def folder_with(text):
+    def make(root):
+        tone(root / "a.wav")
+        (root / "a.txt").write_bytes(text)
+        return root
+
+    return make
+
+
+def supervised(*supervisions):
+    return cuts(supervisions=list(supervisions))
+
+
+def with_channels(channels):
+    def make(root):
+        changed = cut(root)
+        changed["recording"]["sources"][0]["channels"] = channels
+        return lines(root / "cuts.jsonl", changed)
+
+    return make
+
+
+NEMO = json.dumps({"audio_filepath": "a.wav", "text": "é"}, ensure_ascii=False)
+CSV = "ID,duration,wav,spk_id,wrd"
 
 
 def cuts(**changes):
@@ -238,7 +311,42 @@ def cuts(**changes):
         (manifest("a.json", {"audio_filepath": "a.wav"}, {"audio_filepath": "a.wav"}), "nemo",
          "occur more than once, such as 'a.wav'"),
         (manifest("a.csv", "ID,wav", "a,b.wav"), "auto", "has no column duration"),
-        (manifest("a.csv", "ID,duration,wav", ",1.0,b.wav"), "auto", "row 2: 'ID' is ''"),
+        (manifest("a.csv", "ID,duration,wav", ",1.0,b.wav"), "auto", "line 2: 'ID' is ''"),
+        (manifest("a.csv", CSV, "a,1,b.wav,s,ONE, TWO"), "auto",
+         "line 2 has 6 fields, and the header 5: put a text with a comma"),
+        (manifest("a.csv", CSV, "a,1,b.wav"), "auto", "line 2 has 3 fields, and the header 5"),
+        (manifest("a.csv", CSV, 'a,1,b.wav,s,"ONE', "b,1,b.wav,s,TWO"), "auto", "end of data"),
+        (manifest("a.csv", CSV, "a,1,b.wav,s," + "x" * 200_000), "auto", "field larger than"),
+        (content("a.csv", b""), "auto", "a.csv is empty"),
+        (content("a.json", b""), "auto", "a.json is empty"),
+        (content("a.json", b"{\n"), "auto", "a.json, line 1 is no JSON"),
+        (content("a.json", NEMO.encode("latin-1")), "auto", "a.json is no text in UTF-8"),
+        (content("a.csv", (CSV + "é").encode("latin-1")), "auto", "a.csv is no text in UTF-8"),
+        (content("a.json.gz", gzip.compress(NEMO.encode())[:20]), "auto", "cannot be read: Compr"),
+        (content("a.json.gz", gzip.compress(NEMO.encode())[:10] + b"\xff" * 50), "auto",
+         "cannot be read: Error -3"),
+        (manifest("a.json", "[" * 100_000), "auto", "line 1 is no JSON: maximum recursion"),
+        (manifest("a.json", "9" * 5000), "auto", "line 1 is no JSON: Exceeds the limit"),
+        (manifest("a.json", {"audio_filepath": "a.wav", "text": ["a", "b"]}), "auto",
+         r"line 1: 'text' is \['a', 'b'\], expected a text"),
+        (manifest("a.json", {"audio_filepath": "a.wav", "id": {}}), "auto", "'id' is {}"),
+        (lambda root: root / ("x" * 300), "auto", "there is no corpus at .* too long"),
+        (lambda root: str(root / "a\0b"), "auto", "there is no corpus at .* null"),
+        (folder_with("é".encode("latin-1")), "auto", "a.txt is no text in UTF-8"),
+        (traversing_librispeech, "auto", "line 1: '../x' is no utterance's name"),
+        (spoilt_yodas, "auto", "cannot be unpacked: CRC check failed"),
+        (torn_yodas, "auto", "cannot be unpacked: unexpected end"),
+        (yodas_without("duration", "\n".join([*(f"{name} 1.0" for name in SEGMENTS), "lost 2.0"])),
+         "auto", "is not whole: it lacks 1 of the 3 segments in duration/00000000.txt, such as l"),
+        (supervised("text"), "auto", r"line 2: supervisions is \['text'\], expected a list of obj"),
+        (cuts(supervisions=5), "auto", "line 2: supervisions is 5"),
+        (cuts(supervisions={"text": "a"}), "auto", "line 2: supervisions is {"),
+        (supervised({"start": "x"}), "auto", r"line 2, supervisions\[0\]: start is 'x'"),
+        (supervised({"start": float("nan")}), "auto", "start is nan"),
+        (supervised({}, {"text": ["a"]}), "auto", r"line 2, supervisions\[1\]: 'text' is \['a'\]"),
+        (supervised({"speaker": ["a"]}), "auto", "'speaker' is"),
+        (with_channels(3), "auto", "channel 1 is not among the file's channels 3"),
+        (with_channels(None), "auto", "channel 1 is not among the file's channels None"),
         (manifest("a.csv", "ID,duration,wav", "a,long,b.wav"), "auto", "duration is 'long'"),
         (cuts(recording={}), "auto", "line 2: the cut has no recording"),
         (cuts(type="MultiCut"), "auto", "line 2: a MultiCut"),
@@ -250,6 +358,57 @@ def cuts(**changes):
 def test_what_is_wrong_is_named(tmp_path, make, format, message):
     with pytest.raises(DatasetError, match=message):
         read_corpus(make(tmp_path), format=format)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0b", "\x1c"])
+def test_texts_may_hold_any_character(tmp_path, character):
+    text = f"one{character}two"
+    rows = [{"audio_filepath": f"{i}.wav", "text": text} for i in range(2)]
+    raw = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    raw = raw.replace(json.dumps(character)[1:-1], character if character > "\x1f" else "\\u000b")
+    (tmp_path / "a.json").write_text(raw, encoding="utf-8-sig")
+    expected = text if character > "\x1f" else "one\x0btwo"
+    assert [each.text for each in read_corpus(tmp_path / "a.json")] == [expected] * 2
+
+
+@pytest.mark.parametrize("absent", [None, "", "  "])
+def test_names_and_texts_that_say_nothing_are_none(tmp_path, absent):
+    row = {"audio_filepath": "a.wav", "id": absent, "text": absent, "speaker": absent}
+    (found,) = read_corpus(lines(tmp_path / "a.json", row))
+    assert (found.id, found.text, found.speaker) == ("a.wav", None, None)
+    (found,) = read_corpus(lines(tmp_path / "a.json", {**row, "id": 7, "text": 5}))
+    assert (found.id, found.text) == ("7", "5")
+
+
+def test_a_manifest_may_begin_with_a_mark_and_quote_its_header(tmp_path):
+    text = '\ufeff"ID", "duration", "wav", "spk_id", "wrd"\r\na,1,b.wav,s,"one\n\ntwo"\r\n'
+    (tmp_path / "a.csv").write_text(text, newline="")
+    (found,) = read_corpus(tmp_path / "a.csv")
+    assert (found.id, found.text) == ("a", "one\n\ntwo")
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps({"audio_filepath": "a.wav"}))
+    assert read_corpus(tmp_path / "a.json")[0].id == "a.wav"
+
+
+@pytest.mark.parametrize(("text", "read"), [("\ufeffone  two\n", "one two"), (" \n", None)])
+def test_a_transcript_in_a_folder(tmp_path, text, read):
+    (found,) = read_corpus(folder_with(text.encode())(tmp_path))
+    assert found.text == read
+
+
+def test_a_supervision_may_begin_before_its_cut(tmp_path):
+    spoken = [{"start": 0.1, "text": "there"}, {"start": -0.5, "text": "hello"}, {"text": None}]
+    (found,) = read_corpus(lines(tmp_path / "cuts.jsonl", cut(tmp_path, supervisions=spoken)))
+    assert (found.text, found.speaker) == ("hello there", None)
+
+
+@pytest.mark.parametrize("format", ["auto", "folder", "librispeech", "ami", "yodas"])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch, format):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DatasetError, match="cannot be read: Permission denied"):
+        read_corpus(tmp_path, format=format)
 
 
 def test_two_formats_in_one_folder_need_a_choice(tmp_path):

@@ -40,14 +40,17 @@ def read_corpus(path: str | Path, format: str = "auto") -> list[Utterance]:
     """Read what a corpus holds; its audio is read later.
 
     =============== ==========================================================================
-    ``librispeech``  a tree of ``*.flac`` with ``*.trans.txt`` beside them
+    ``librispeech``  a tree of ``*.flac`` with ``*.trans.txt`` beside them, put into lower case
     ``ami``          AMI's meetings, whole recordings; ``ami-ihm`` and ``ami-sdm`` where both lie
-    ``yodas``        shards: ``audio/*.tar.gz``, ``text/*.txt``, ``duration/*.txt``
+    ``yodas``        shards: ``audio/*.tar`` or ``*.tar.gz``, ``text/*.txt``, ``duration/*.txt``
     ``nemo``         JSON lines with ``audio_filepath``
     ``speechbrain``  CSV with ``ID``, ``duration``, ``wav``
     ``lhotse``       cuts as JSON lines, plain or gzipped
     ``folder``       any audio below a folder, ``name.txt`` beside it
     =============== ==========================================================================
+
+    To reach a segment of a gzipped shard, all before it is unpacked: to train on YODAS, unpack its
+    shards first, ``gunzip audio/*.tar.gz``.
 
     Parameters
     ----------
@@ -68,8 +71,10 @@ def read_corpus(path: str | Path, format: str = "auto") -> list[Utterance]:
     path = Path(path)
     if format != "auto" and format not in _READ:
         raise OptionError(f"format={format!r}, expected auto or one of {', '.join(FORMATS)}")
-    if not path.exists():
-        raise DatasetError(f"there is no corpus at {path}")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"there is no corpus at {path}: {error}") from error
     name = _recognise(path) if format == "auto" else format
     found = _READ[name](path)
     if not found:
@@ -83,6 +88,8 @@ def read_corpus(path: str | Path, format: str = "auto") -> list[Utterance]:
 
 
 def _recognise(path: Path) -> str:
+    if path.is_file() and path.stat().st_size == 0:
+        raise DatasetError(f"{path} is empty")
     names = [name for name, module in _RECOGNISED.items() if module.recognises(path)]
     if len(names) > 1:
         raise DatasetError(

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from bilevel.errors import DatasetError
+from bilevel.problems.speech.data.readers.files import files_below
 from bilevel.problems.speech.data.records import Utterance
 
 _HEADSET = re.compile(r"\w+\.Headset-\d\.wav")
@@ -17,7 +18,7 @@ _DISTANT = re.compile(r"\w+\.Array1-01\.wav")
 
 def recognises(path: Path) -> bool:
     """Whether there are recordings of AMI's names below a folder."""
-    return path.is_dir() and bool(_recordings(path, _HEADSET) or _recordings(path, _DISTANT))
+    return bool(_recordings(path, _HEADSET) or _recordings(path, _DISTANT))
 
 
 def read(path: Path) -> list[Utterance]:
@@ -47,4 +48,8 @@ def read_sdm(path: Path) -> list[Utterance]:
 
 
 def _recordings(path: Path, pattern: re.Pattern[str]) -> list[Path]:
-    return sorted(each for each in path.rglob("audio/*.wav") if pattern.fullmatch(each.name))
+    return sorted(
+        each
+        for each in files_below(path)
+        if each.parent.name == "audio" and pattern.fullmatch(each.name)
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bilevel.problems.speech.data.readers.files import files_below
+from bilevel.problems.speech.data.readers.rows import opened
 from bilevel.problems.speech.data.records import Utterance
 
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -11,26 +13,28 @@ AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 def audio_files(path: Path) -> list[Path]:
     """The audio files below a folder, sorted."""
-    return sorted(each for each in path.rglob("*") if each.suffix.lower() in AUDIO)
+    return sorted(each for each in files_below(path) if each.suffix.lower() in AUDIO)
 
 
 def recognises(path: Path) -> bool:
     """Whether this is a folder with audio in it."""
-    return path.is_dir() and bool(audio_files(path))
+    return bool(audio_files(path))
 
 
 def read(path: Path) -> list[Utterance]:
     """One utterance a file; ``name.txt`` beside ``name.wav`` is its transcript."""
-    found = []
-    for file in audio_files(path):
-        transcript = file.with_suffix(".txt")
-        found.append(
-            Utterance(
-                id=file.relative_to(path).with_suffix("").as_posix(),
-                path=file,
-                text=" ".join(transcript.read_text("utf-8").split())
-                if transcript.is_file()
-                else None,
-            )
+    return [
+        Utterance(
+            id=file.relative_to(path).with_suffix("").as_posix(),
+            path=file,
+            text=_text(file.with_suffix(".txt")),
         )
-    return found
+        for file in audio_files(path)
+    ]
+
+
+def _text(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with opened(path) as file:
+        return " ".join(file.read().split()) or None

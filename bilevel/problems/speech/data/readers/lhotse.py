@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,29 @@ def _utterance(row: Row, folder: Path) -> Utterance:
     duration = row.seconds("duration")
     if not duration:
         raise DatasetError(f"{row.place}: the cut's duration is {duration!r}")
-    spoken: list[dict[str, Any]] = sorted(
-        row.values.get("supervisions") or [], key=lambda each: float(each.get("start", 0.0))
+    # A supervision may begin before its cut.
+    spoken = sorted(
+        row.rows("supervisions"), key=lambda each: each.seconds("start", 0.0, -math.inf) or 0.0
     )
-    texts = [each["text"] for each in spoken if each.get("text")]
+    texts = [each.optional("text") for each in spoken]
+    speakers = [each.optional("speaker") for each in spoken]
+    languages = [each.optional("language") for each in spoken]
     return Utterance(
         id=row.text("id"),
         path=source.path("source", folder),
         offset=row.seconds("start", 0.0) or 0.0,
         duration=duration,
         channel=_channel(row, sources[0]),
-        text=" ".join(texts) or None,
-        speaker=next((each["speaker"] for each in spoken if each.get("speaker")), None),
-        language=next((each["language"] for each in spoken if each.get("language")), None),
+        text=" ".join(filter(None, texts)) or None,
+        speaker=next(filter(None, speakers), None),
+        language=next(filter(None, languages), None),
     )
 
 
 def _channel(row: Row, source: dict[str, Any]) -> int:
     """The cut's channel, as its place among those of the file."""
     channel, channels = row.values.get("channel", 0), source.get("channels", [0])
-    if channel not in channels:
+    if not isinstance(channels, list) or channel not in channels:
         raise DatasetError(
             f"{row.place}: channel {channel!r} is not among the file's channels {channels}"
         )

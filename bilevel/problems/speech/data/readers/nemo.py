@@ -22,7 +22,7 @@ def read(path: Path) -> list[Utterance]:
         name = row.values["audio_filepath"] + (f"@{offset:g}" if offset else "")
         found.append(
             Utterance(
-                id=str(row.values.get("id", name)), path=file, offset=offset,
+                id=row.optional("id") or name, path=file, offset=offset,
                 duration=row.seconds("duration"), text=row.optional("text"),
                 speaker=row.optional("speaker"), language=row.optional("lang"),
             )

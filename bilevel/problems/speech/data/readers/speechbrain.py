@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from bilevel.errors import DatasetError
-from bilevel.problems.speech.data.readers.rows import Row, lines_of
+from bilevel.problems.speech.data.readers.rows import Row, opened
 from bilevel.problems.speech.data.records import Utterance
 
 _ROOTS = ("$data_root", "{data_root}")
@@ -15,32 +15,52 @@ _ROOTS = ("$data_root", "{data_root}")
 
 def recognises(path: Path) -> bool:
     """Whether the header has SpeechBrain's columns."""
-    return path.is_file() and path.suffix == ".csv" and {"ID", "wav"} <= set(_header(path))
+    return path.is_file() and path.suffix == ".csv" and {"ID", "wav"} <= set(_header(_lines(path)))
 
 
 def read(path: Path) -> list[Utterance]:
     """One utterance a row; ``$data_root`` stands for the manifest's folder."""
-    missing = {"ID", "duration", "wav"} - set(_header(path))
+    lines = _lines(path)
+    header = _header(lines)
+    missing = {"ID", "duration", "wav"} - set(header)
     if missing:
         raise DatasetError(
-            f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(_header(path))}"
+            f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(header)}"
         )
-    found = []
-    text = "\n".join(line for _, line in lines_of(path))
-    for number, values in enumerate(csv.DictReader(io.StringIO(text), skipinitialspace=True), 2):
-        row = Row(values, f"{path}, row {number}")
-        wav = row.text("wav")
-        for root in _ROOTS:
-            wav = wav.replace(root, str(path.parent))
-        found.append(
-            Utterance(
-                id=row.text("ID"), path=path.parent / wav, duration=row.seconds("duration"),
-                text=row.optional("wrd"), speaker=row.optional("spk_id"),
-            )
-        )  # fmt: skip
-    return found
+    return [_utterance(_row(header, values, place), path.parent) for place, values in lines]
 
 
-def _header(path: Path) -> list[str]:
-    _, first = next(lines_of(path), ("", ""))
-    return [name.strip() for name in first.split(",")]
+def _utterance(row: Row, folder: Path) -> Utterance:
+    wav = row.text("wav")
+    for root in _ROOTS:
+        wav = wav.replace(root, str(folder))
+    return Utterance(
+        id=row.text("ID"), path=folder / wav, duration=row.seconds("duration"),
+        text=row.optional("wrd"), speaker=row.optional("spk_id"),
+    )  # fmt: skip
+
+
+def _row(header: list[str], values: list[str], place: str) -> Row:
+    if len(values) != len(header):
+        raise DatasetError(
+            f"{place} has {len(values)} fields, and the header {len(header)}: put a text with a "
+            "comma into quotation marks"
+        )
+    return Row(dict(zip(header, values, strict=True)), place)
+
+
+def _header(lines: Iterator[tuple[str, list[str]]]) -> list[str]:
+    _, names = next(lines, ("", []))
+    return [name.strip() for name in names]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The fields of every line that is not blank, the header's too, with what messages call it."""
+    with opened(path, newline="") as text:
+        reader = csv.reader(text, skipinitialspace=True, strict=True)
+        try:
+            for values in reader:
+                if values not in ([], [""]):
+                    yield f"{path}, line {reader.line_num}", values
+        except csv.Error as error:
+            raise DatasetError(f"{path}, line {reader.line_num}: {error}") from error
