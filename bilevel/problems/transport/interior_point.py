@@ -112,7 +112,9 @@ def solve_routes(
         length = point.longest(step)
         size, predicted = float(np.mean(products)), point.mean_product(step, length)
         centred = max((predicted / size) ** 3 * size, 0.3 * final)
-        step = system.direction(centred - products - step.second_order())
+        # The second-order effect of that part of the step which is taken.
+        reduction = max(1 - centred / size, 0.0)
+        step = system.direction(centred - products - reduction**2 * step.second_order())
         point.move(step, min(1.0, 0.99 * point.longest(step)))
     raise ResponseError(
         f"the routes' program was solved to {residual:.1e} times its tolerance {final:.0e} "
