@@ -57,6 +57,25 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def require_same_settings(saved: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than a run was begun with; parts of them are dicts.
+
+    Raises
+    ------
+    CheckpointError
+        Names the first that differs.
+    """
+    for name, value in settings.items():
+        found = saved.get(name)
+        if isinstance(value, dict) and isinstance(found, dict):
+            require_same_settings(found, value)
+        elif found != value:
+            raise CheckpointError(
+                f"the run was begun with {name}={found!r}, and this one has {value!r}: resume with "
+                "the same options, or begin anew"
+            )
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(

@@ -29,6 +29,18 @@ def check_optional_positive(name: str, value: Any) -> None:
         check_positive(name, value)
 
 
+def check_nonnegative(name: str, value: Any) -> None:
+    """Refuse what is not a finite number of at least 0; raises as :func:`check_positive`."""
+    if not _is(Real, value) or not 0 <= value < math.inf:
+        raise OptionError(f"{name}={value!r}, expected a finite number >= 0")
+
+
+def check_share(name: str, value: Any, *, below_one: bool = False) -> None:
+    """Refuse what is not a number in [0, 1], or in [0, 1); raises as :func:`check_positive`."""
+    if not _is(Real, value) or not 0 <= value <= 1 or (below_one and value == 1):
+        raise OptionError(f"{name}={value!r}, expected a share in [0, 1{')' if below_one else ']'}")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Refuse what is not an integer of at least ``least``; raises as :func:`check_positive`."""
     if not _is(Integral, value) or value < least:

@@ -10,7 +10,7 @@ from signals import features, options
 
 from bilevel.errors import OptionError
 from bilevel.problems.speech import PRESETS, EncoderOptions, SpeechEncoder
-from bilevel.problems.speech.conformer import rotate, rotation_of
+from bilevel.problems.speech.conformer import ConformerBlock, rotate, rotation_of
 from bilevel.problems.speech.encoder import Padding
 
 
@@ -67,6 +67,32 @@ def test_layers_run_in_parts_are_the_layers_run_at_once():
     torch.testing.assert_close(network.run(hidden, padding, 2), network(x)[0])
 
 
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_layers_that_are_not_there_are_refused(layer):
+    with pytest.raises(OptionError, match=f"layer {layer} of an encoder with 3 layers"):
+        encoder()(features(1, 40).double(), layers=layer)
+
+
+@torch.no_grad()
+def test_compiled_layers_are_compiled_once_for_all_lengths(monkeypatch):
+    compiled = []
+
+    def backend(graph, examples):
+        compiled.append(graph)
+        return graph.forward
+
+    def compile_with(self, **options):
+        torch.nn.Module.compile(self, backend=backend, **options)
+
+    monkeypatch.setattr(ConformerBlock, "compile", compile_with)
+    network = encoder()
+    plain = [network(features(1, frames).double())[0] for frames in range(40, 120, 8)]
+    network.compile_layers()
+    for frames, expected in zip(range(40, 120, 8), plain, strict=True):
+        torch.testing.assert_close(network(features(1, frames).double())[0], expected)
+    assert len(compiled) == 2  # one of the first length, one of any
+
+
 def test_rotary_scores_depend_on_distances_alone():
     torch.manual_seed(0)
     q, k = torch.randn(2, 8, dtype=torch.float64)
@@ -93,6 +119,7 @@ def test_presets_have_the_published_sizes(name, millions):
         ({"width": 30}, "rotary"),
         ({"kernel": 4}, "odd"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": "a lot"}, "dropout='a lot', expected a share"),
         ({"layers": 0}, "layers"),
     ],
 )

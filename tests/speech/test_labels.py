@@ -203,6 +203,15 @@ def test_standardised_features_have_unit_variance_before_the_projection():
     torch.testing.assert_close(p, scaled @ projection.matrix[0].double().T, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("normalisation", ["shrink", "standardise"])
+def test_statistics_do_not_depend_on_autocast(normalisation):
+    _, projection, hidden = statistics_of(normalisation)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = projection.batch_map(hidden, None)
+    for one, other in zip(found, projection.batch_map(hidden, None), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_statistics_leave_padding_out():
     _, projection, hidden = statistics_of("shrink")
     valid = torch.ones(2, 500, dtype=torch.bool)
@@ -244,6 +253,8 @@ def test_calibration_by_parts_is_calibration_at_once():
         ({"prediction_heads": 3}, "prediction_heads=3"),
         ({"logit_scale": -1.0}, "logit_scale"),
         ({"noise": -0.5}, "noise=-0.5"),
+        ({"noise": "1"}, "noise='1', expected a finite number"),
+        ({"codes": 1}, "codes=1, expected an integer >= 2"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from signals import inputs, model, rows_of
 
 from bilevel.errors import NotApplicableError, OptionError
-from bilevel.problems.speech import MaskOptions, PretrainingLosses
+from bilevel.problems.speech import MaskOptions, PretrainingLosses, SpeechInputs
 from bilevel.problems.speech.masking import apply_mask, draw_mask
 from bilevel.problems.speech.noise import KeyedNoise
 
@@ -102,6 +102,14 @@ def test_losses_of_parts_average_to_the_losses_of_the_whole():
     torch.testing.assert_close(mean, whole)
 
 
+def test_further_padding_does_not_change_the_losses():
+    network = losses()
+    batch = inputs(rows=4, counts=[96, 60, 96, 80])
+    longer = torch.nn.functional.pad(batch.features, (0, 0, 0, 160), value=9.0)
+    padded = SpeechInputs.of(longer, batch.counts.numpy(), batch.keys)
+    torch.testing.assert_close(torch.stack(network(padded)), torch.stack(network(batch)))
+
+
 def test_a_relabelling_teacher_gives_the_labels_of_g():
     teacher = model(seed=9, noise=0.0)
     batch = inputs()
@@ -173,14 +181,33 @@ def test_g_has_no_gradient_through_the_labels():
         torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_the_gradient_through_the_labels_is_the_statistics_gradient_ratio():
-    network = losses(target_gradient="full")
+def paths_of(network):
+    """Norms at layer k of the gradient through the masked view and of that through the labels."""
+    found = []
+    layer = network.model.encoder.layers[network.model.options.labels.layer - 1]
+    handle = layer.register_full_backward_hook(lambda *each: found.append(each[2][0]))
     f, g = network(inputs())
     (f / 24 + g).backward()
-    assert network.statistics.read()["gradient_ratio"] > 0.01
+    handle.remove()
+    rest, target = found[0].chunk(2)
+    return float(rest.norm()), float(target.norm())
 
 
-def test_a_capped_gradient_keeps_its_direction_and_its_bound():
+def test_the_gradient_through_the_labels_is_capped_at_its_share_of_the_rest():
+    full = losses(target_gradient="full")
+    rest, target = paths_of(full)
+    ratio = target / rest
+    assert ratio > 0.01
+    assert full.statistics.read()["gradient_ratio"] == pytest.approx(ratio, rel=1e-4)
+    for cap, kept in ((0.5 * ratio, 0.5 * ratio), (2 * ratio, ratio)):
+        capped = losses(target_gradient="capped", gradient_cap=cap)
+        same, bounded = paths_of(capped)
+        assert same == pytest.approx(rest, rel=1e-4)
+        assert bounded == pytest.approx(kept * rest, rel=1e-4)
+        assert capped.statistics.read()["gradient_ratio"] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_a_cap_leads_from_detached_labels_to_the_full_gradient():
     batch = inputs()
     found = {}
     for cap in (1e-6, 1e6):
@@ -232,12 +259,20 @@ def test_bf16_changes_losses_little_and_labels_not_at_all():
     assert values[1] == values[3]
 
 
+def relabelled(**labels):
+    teacher = model(**labels)
+    teacher.calibrate([inputs()])
+    return PretrainingLosses(model(), "relabel", teacher)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: losses("wav2vec"), "method='wav2vec', expected one of birq, best-rq, relabel"),
         (lambda: losses("relabel"), "needs a teacher"),
         (lambda: PretrainingLosses(model(), "birq", model()), "and no other"),
+        (lambda: relabelled(codes=32), "the teacher has codes=32, the model that it labels for 64"),
+        (lambda: relabelled(codebooks=2), "the teacher has codebooks=2"),
     ],
 )
 def test_what_makes_no_objective_is_refused(make, message):

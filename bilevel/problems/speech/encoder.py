@@ -67,7 +67,7 @@ class SpeechEncoder(nn.Module):
         self, hidden: Tensor, padding: Padding, first: int = 0, last: int | None = None
     ) -> Tensor:
         """Layers ``first`` + 1 to ``last`` on hidden states [B, T, d]."""
-        if last is not None and last > len(self.layers):
+        if last is not None and not 0 <= last <= len(self.layers):
             raise OptionError(f"layer {last} of an encoder with {len(self.layers)} layers")
         valid = padding.frames(hidden.shape[1], SUBSAMPLING)
         mask = self._attended(hidden, valid)
@@ -93,9 +93,9 @@ class SpeechEncoder(nn.Module):
         return mask
 
     def compile_layers(self) -> None:
-        """Compile each layer with ``torch.compile`` for the fixed shapes of bucketed batches."""
+        """Compile each layer with ``torch.compile``, once for all lengths."""
         for layer in self.layers:
-            layer.compile(dynamic=False)
+            layer.compile()
 
 
 class Padding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,15 @@ class PretrainingLosses(nn.Module):
         ``"birq"``; ``"best-rq"``, where F is identically zero and costs nothing; ``"relabel"``: the
         labels of G are the enhanced ones of a finished, calibrated model, as HuBERT has them.
     teacher
-        That model, for ``"relabel"``.
+        That model, for ``"relabel"``, with as many codes and codebooks.
+
+    Attributes
+    ----------
+    statistics
+        Of the labels since they were last read, see
+        :class:`~bilevel.problems.speech.codes.CodeStatistics`.
+    utterances
+        Those of the last batch, where it knows them.
     """
 
     def __init__(
@@ -53,6 +62,13 @@ class PretrainingLosses(nn.Module):
             raise OptionError("method='relabel', and no other, needs a teacher= to label by")
         if teacher is not None:
             _ = teacher.enhanced_projection.fixed_map  # refuse one that was not calibrated
+            for name in ("codes", "codebooks"):
+                given, own = (getattr(each.options.labels, name) for each in (teacher, model))
+                if given != own:
+                    raise OptionError(
+                        f"the teacher has {name}={given}, the model that it labels for {own}: give "
+                        "both the same"
+                    )
         self.model = model
         self.method = method
         self._teacher = (teacher,)  # a tuple: its weights are not this module's
@@ -65,11 +81,13 @@ class PretrainingLosses(nn.Module):
                 "view: set dropout=0 or target_gradient='detached'"
             )
         self.statistics = CodeStatistics(labels.codes)
+        self.utterances: Sequence[Any] = ()
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         model, options = self.model, self.model.options
         with torch.no_grad():
             inputs = model.inputs(batch)
+            self.utterances = inputs.utterances
             self.statistics.frames += int(inputs.lengths.sum())
             noise = KeyedNoise(inputs.keys, inputs.features.device)
             mask = draw_mask(options.mask, inputs.lengths, noise)

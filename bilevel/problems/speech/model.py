@@ -115,7 +115,11 @@ class SpeechModel(nn.Module):
 
     @torch.no_grad()
     def hidden(self, batch: Any, layer: int | None = None) -> Tensor:
-        """Hidden states [B, T, d] of a layer, the last where not given; dropout is off."""
+        """Hidden states [B, T, d] of a layer, the last where not given; dropout is off.
+
+        Layer 0 is the front end. A batch is one of
+        :class:`~bilevel.problems.speech.data.SpeechBatches`, or :class:`SpeechInputs`.
+        """
         inputs = self.inputs(batch)
         with evaluating(self):
             hidden: Tensor = self.encoder(inputs.features, inputs.counts, layers=layer)[0]
@@ -158,7 +162,7 @@ class SpeechModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SpeechModel:
-        """Read what :meth:`save_pretrained` wrote.
+        """Read what :meth:`save_pretrained` wrote; the model is in evaluation mode.
 
         Raises
         ------
@@ -177,7 +181,7 @@ class SpeechModel(nn.Module):
             raise unusable(folder, error) from error
         model = cls(options)
         load_weights(model, folder)
-        return model
+        return model.eval()
 
 
 def preset(name: str) -> SpeechOptions:

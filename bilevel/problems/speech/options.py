@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bilevel.errors import OptionError
-from bilevel.options import check_count, check_positive
+from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 
 #: Mel bins of the features, and how many 10 ms feature frames one encoder frame stands for.
 MEL_BINS = 80
@@ -27,7 +27,7 @@ class EncoderOptions:
     expansion
         Channels of the depthwise convolution, in multiples of d.
     window
-        Frames that a frame attends to, itself in the middle; all where not given.
+        A frame attends to half as many frames, rounded down, to each side; to all where not given.
     dropout
         Of every residual branch.
     """
@@ -53,8 +53,7 @@ class EncoderOptions:
             )
         if self.kernel % 2 == 0:
             raise OptionError(f"kernel={self.kernel}, expected an odd number of frames")
-        if not 0.0 <= self.dropout < 1.0:
-            raise OptionError(f"dropout={self.dropout}, expected a share in [0, 1)")
+        check_share("dropout", self.dropout, below_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +75,8 @@ class MaskOptions:
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.probability < 1.0:
-            raise OptionError(
-                f"the mask's probability={self.probability}, expected a number between 0 and 1"
-            )
+        check_positive("the mask's probability", self.probability)
+        check_share("the mask's probability", self.probability, below_one=True)
         check_count("the mask's span", self.span)
         check_positive("the mask's noise", self.noise)
 
@@ -102,8 +99,8 @@ class LabelOptions:
         V codes of unit length in each codebook, the vectors' dimension, and how many codebooks.
     logit_scale
         s in the logits :math:`s \langle u, c_v \rangle` of unit vectors. Cosines alone are drowned
-        by the Gumbel noise: with V = 8192 the code drawn would be the nearest one in a millionth of
-        the frames.
+        by the Gumbel noise: with V = 8192 the code drawn would be the nearest one in some 3 of
+        10,000 frames.
     noise
         Factor of the Gumbel noise; 0 takes the nearest code.
     temperature
@@ -112,7 +109,8 @@ class LabelOptions:
         ``"hard"``: one code a frame, straight-through gradient; ``"soft"``: the softmax weights.
     target_gradient
         ``"full"``: F is differentiated through its labels too, as the paper's Algorithm 1 does;
-        ``"capped"``: that part's norm at layer k is at most ``gradient_cap`` times the other's;
+        ``"capped"``: that part's norm at layer k is at most ``gradient_cap`` times the other's, in
+        each process by its own share of the batch;
         ``"detached"``: not at all.
     gradient_cap
         For ``"capped"``.
@@ -145,13 +143,13 @@ class LabelOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("layer", "codes", "dimension", "codebooks", "prediction_heads"):
+        for name in ("layer", "dimension", "codebooks", "prediction_heads"):
             check_count(name, getattr(self, name))
+        check_count("codes", self.codes, least=2)
         check_count("the labels' seed", self.seed, least=0)
         for name in ("logit_scale", "temperature", "gradient_cap", "ridge"):
             check_positive(name, getattr(self, name))
-        if not 0.0 <= self.noise < float("inf"):
-            raise OptionError(f"noise={self.noise}, expected a number >= 0")
+        check_nonnegative("noise", self.noise)
         if self.prediction_heads > 2:
             raise OptionError(f"prediction_heads={self.prediction_heads}, expected 1 or 2")
         for name, choices in (

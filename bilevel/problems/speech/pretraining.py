@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.callbacks import Callback, Record
-from bilevel.errors import OptionError
-from bilevel.options import check_count, check_positive
+from bilevel.checkpoints import require_same_settings
+from bilevel.errors import NonFiniteError
+from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problem import BilevelProblem
 from bilevel.problems.speech.codes import CodeMonitor
 from bilevel.problems.speech.losses import PretrainingLosses
@@ -53,7 +54,8 @@ class PretrainingOptions:
         Peak learning rate, the share of the steps in which it rises from 0, and the share of the
         peak that a cosine leaves at the end.
     weight_decay, betas, clip_norm
-        Of AdamW (weights only, no biases or norms), and the bound on the gradient's norm.
+        Of AdamW (the decay is of matrices, not of biases or norms), and the bound on the gradient's
+        norm.
     penalty
         :math:`\gamma = w_2 / w_1`; 24 in the paper.
     anchor_share
@@ -62,7 +64,8 @@ class PretrainingOptions:
     accumulate
         Micro-batches a step.
     autocast
-        ``torch.bfloat16`` for mixed precision; labels, losses and norms stay in single precision.
+        ``torch.bfloat16`` for mixed precision: projections, codes, losses and norms stay in single
+        precision, the hidden states that enhanced labels quantise do not.
     """
 
     steps: int
@@ -81,9 +84,11 @@ class PretrainingOptions:
         check_count("steps", self.steps)
         check_positive("lr", self.lr)
         check_positive("penalty", self.penalty)
+        check_positive("clip_norm", self.clip_norm)
+        check_nonnegative("weight_decay", self.weight_decay)
         for name in ("warmup", "final", "anchor_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise OptionError(f"{name}={getattr(self, name)}, expected a share in [0, 1]")
+            check_share(name, getattr(self, name))
+        check_count("accumulate", self.accumulate)
 
     def solver(self) -> PBGDFree:
         """The solver of these options."""
@@ -142,21 +147,51 @@ def pretrain(
     -------
     Solution
         The run's record.
+
+    Raises
+    ------
+    NonFiniteError
+        A loss or a gradient is not finite; the message names utterances of the batch.
+    CheckpointError
+        The checkpoint is of another run, model or method, or of other options.
     """
     losses.train()
     monitor = monitor or CodeMonitor(losses.statistics)
-    return options.solver().solve(
-        pretraining_problem(wrapper or losses),
-        (),
-        dict(losses.named_parameters()),
-        max_steps=options.steps,
-        tolerance=0.0,
-        lower_batches=batches,
-        callbacks=[monitor, *callbacks],
-        log_every=log_every,
-        progress=progress,
-        resume=resume,
-    )
+    try:
+        return options.solver().solve(
+            pretraining_problem(wrapper or losses),
+            (),
+            dict(losses.named_parameters()),
+            max_steps=options.steps,
+            tolerance=0.0,
+            lower_batches=batches,
+            callbacks=[Settings(losses, options), monitor, *callbacks],
+            log_every=log_every,
+            progress=progress,
+            resume=resume,
+        )
+    except NonFiniteError as error:
+        names = ", ".join(each.id for each in losses.utterances[:3])
+        text = f"{error} (in a batch of {names}, ...)" if names else str(error)
+        raise NonFiniteError(text, error.state, error.history) from error
+
+
+class Settings(Callback):
+    """Keeps a run from going on with other options, another model or another method."""
+
+    def __init__(self, losses: PretrainingLosses, options: PretrainingOptions) -> None:
+        self.settings: dict[str, Any] = {
+            **asdict(options), "autocast": str(options.autocast), "method": losses.method,
+            "model": asdict(losses.model.options),
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Refuse others."""
+        require_same_settings(saved, self.settings)
 
 
 def adamw(leaves: Iterable[Tensor], options: PretrainingOptions) -> torch.optim.Optimizer:

@@ -104,18 +104,20 @@ class NormalisedProjection(nn.Module):
     @torch.no_grad()
     def batch_map(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The map by the statistics of a batch [B, T, d], of all processes together."""
-        z = F.layer_norm(hidden.float(), hidden.shape[-1:]).flatten(0, 1).double()
-        weight = torch.ones_like(z[:, 0]) if valid is None else valid.flatten().double()
-        matrix = self.matrix.double()
         if self.normalisation == "layernorm":
             return self.matrix, torch.zeros_like(self.fixed_offset)
+        z = F.layer_norm(hidden.float(), hidden.shape[-1:]).flatten(0, 1)
+        weight = torch.ones(len(z), device=z.device) if valid is None else valid.flatten()
+        weight, matrix = weight.double(), self.matrix.double()
         if self.normalisation == "standardise":
+            z = z.double()
             count, mean, square = _sums(weight.sum(), weight @ z, weight @ z**2)
             mean = mean / count
             deviation = (square / count - mean**2).clamp_min(1e-12).sqrt()
             matrix = matrix / deviation
             return matrix.float(), -(matrix @ mean).float()
-        p = torch.einsum("nd,bkd->nbk", z, matrix)
+        with _single_precision(z):
+            p = torch.einsum("nd,bkd->nbk", z, self.matrix).double()
         count, mean, second = _sums(
             weight.sum(),
             torch.einsum("n,nbk->bk", weight, p),
