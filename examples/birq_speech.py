@@ -154,10 +154,10 @@ def parse_arguments() -> argparse.Namespace:
           help="of audio a step, of all processes, for other corpora (default: 120)")  # fmt: skip
     train("--accumulate", type=int, default=1, help="batches a step (default: 1)")
     train("--finetuning-steps", type=int, default=300, help="default: %(default)s")
-    train("--encoder-lr", type=float, default=1e-3, help="of fine-tuning (default: %(default)s)")
-    train("--head-lr", type=float, default=3e-3, help="of the new output layer (default: 0.003)")
-    train("--frozen-steps", type=int, default=0,
-          help="first steps of fine-tuning, for the output layer alone (default: 0)")  # fmt: skip
+    train("--encoder-lr", type=float, default=2e-3, help="of fine-tuning (default: %(default)s)")
+    train("--head-lr", type=float, default=1e-2, help="of the new output layer (default: 0.01)")
+    train("--frozen-steps", type=int,
+          help="first of them, for the output layer alone (default: a fifth)")  # fmt: skip
     train("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     train("--bf16", action="store_true", help="mixed precision")
     train("--compile", action="store_true", help="compile the encoder's layers")
@@ -168,6 +168,8 @@ def parse_arguments() -> argparse.Namespace:
     train("--quick", action="store_true", help="a few steps on a small corpus: under a minute")
     train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
     args = parse(parser, QUICK)
+    if args.frozen_steps is None:
+        args.frozen_steps = args.finetuning_steps // 5
     counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every",
               "lm_order", "beam")  # fmt: skip
     require_least(parser, args, seed=0, frozen_steps=0, **dict.fromkeys(counts, 1))
