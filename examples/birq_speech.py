@@ -277,7 +277,7 @@ def run_arm(
         ),
         finetuning=FineTuningOptions(
             head_lr=args.head_lr, encoder_lr=args.encoder_lr, frozen_steps=args.frozen_steps,
-            precision=torch.bfloat16 if args.bf16 else None,
+            autocast=torch.bfloat16 if args.bf16 else None,
         ),
         finetuning_steps=args.finetuning_steps,
         compile=args.compile,
@@ -347,7 +347,7 @@ def measure(
     checkpoint = folder / "finetuning.pt"
     heard = protocol.recognise(
         source, pretrained.model.encoder, seed, search=search, device=args.device,
-        checkpoint=checkpoint, checkpoint_every=args.checkpoint_every,
+        callbacks=[Checkpoint(checkpoint, every=args.checkpoint_every)],
         resume=checkpoint if args.resume and checkpoint.is_file() else None,
     )  # fmt: skip
     if rank() == 0:

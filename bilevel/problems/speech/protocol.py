@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -106,8 +105,9 @@ class Protocol:
         *,
         search: BeamSearch | None = None,
         device: torch.device | str = "cpu",
+        callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
-        **checkpoints: Any,
+        resume: str | Path | None = None,
     ) -> Recognised:
         """What the test voices say, after fine-tuning the encoder in place.
 
@@ -122,8 +122,9 @@ class Protocol:
             source.labelled(seed),
             steps=self.finetuning_steps,
             options=self.finetuning,
+            callbacks=callbacks,
             progress=progress,
-            **checkpoints,
+            resume=resume,
         )
         seconds = time.perf_counter() - began
         greedy = decode(recogniser, source)

@@ -3,7 +3,7 @@
 from bilevel.problems.speech.recognition.arpa import read_arpa, write_arpa
 from bilevel.problems.speech.recognition.augmentation import SpecAugment
 from bilevel.problems.speech.recognition.beam import BeamSearch, Hypothesis
-from bilevel.problems.speech.recognition.finetuning import FineTuned, finetune
+from bilevel.problems.speech.recognition.finetuning import finetune
 from bilevel.problems.speech.recognition.finetuning_options import FineTuningOptions
 from bilevel.problems.speech.recognition.greedy import greedy_decode
 from bilevel.problems.speech.recognition.kneser_ney import estimate_ngrams
@@ -18,7 +18,6 @@ from bilevel.problems.speech.recognition.tokens import Vocabulary
 
 __all__ = [
     "BeamSearch",
-    "FineTuned",
     "FineTuningOptions",
     "Hypothesis",
     "LabelledBatch",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilevel.errors import OptionError
 from bilevel.options import check_count
+from bilevel.problems.speech.noise import KeyedNoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +41,27 @@ class SpecAugment:
         if not 0 <= self.time_share <= 1:
             raise OptionError(f"time_share={self.time_share!r}, expected a share between 0 and 1")
 
-    def __call__(self, features: Tensor, frame_counts: Tensor) -> Tensor:
-        """Blank bands of [B, F, 80] features, of each utterance its own.
-
-        Draws from PyTorch's global generator of the features' device.
-        """
+    def __call__(self, features: Tensor, frame_counts: Tensor, noise: KeyedNoise) -> Tensor:
+        """Blank bands of [B, F, 80] features, of each utterance its own."""
         counts = frame_counts[:, None].to(features)
-        widest = (counts * self.time_share).clamp(max=float(self.time_width))
-        frames = _bands(self.time_bands, widest, counts, features.shape[1])
         bins = torch.full_like(counts, features.shape[2])
+        drawn = torch.from_numpy(noise.uniform(2 * (self.time_bands + self.mel_bands)))
+        drawn = drawn.to(features.device)
+        widest = (counts * self.time_share).clamp(max=float(self.time_width))
+        frames = _bands(drawn[:, : 2 * self.time_bands], widest, counts, features.shape[1])
         widest = bins.clamp(max=float(self.mel_width))
-        mels = _bands(self.mel_bands, widest, bins, features.shape[2])
+        mels = _bands(drawn[:, 2 * self.time_bands :], widest, bins, features.shape[2])
         return features.masked_fill(frames[:, :, None] | mels[:, None, :], 0.0)
 
 
-def _bands(count: int, widest: Tensor, size: Tensor, total: int) -> Tensor:
-    """[B, total], true inside ``count`` bands that lie within the first ``size`` places [B, 1]."""
-    shape = (len(size), count)
-    widths = (torch.rand(shape, device=size.device) * (widest + 1)).floor()
-    starts = (torch.rand(shape, device=size.device) * (size - widths + 1)).floor()
+def _bands(drawn: Tensor, widest: Tensor, size: Tensor, total: int) -> Tensor:
+    """[B, total], true inside bands that lie within the first ``size`` places [B, 1].
+
+    ``drawn`` [B, 2 * bands] are numbers in [0, 1) that choose the widths and the places.
+    """
+    width, place = drawn.chunk(2, dim=1)
+    widths = (width * (widest + 1)).floor()
+    starts = (place * (size - widths + 1)).floor()
     places = torch.arange(total, device=size.device)
     inside = (places >= starts[..., None]) & (places < (starts + widths)[..., None])
     return inside.any(dim=1)

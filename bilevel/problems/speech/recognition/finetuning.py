@@ -3,127 +3,174 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from bilevel.distributed import gather
-from bilevel.errors import DatasetError
+from bilevel.callbacks import Callback, Record
+from bilevel.distributed import gather, world_size
+from bilevel.errors import CheckpointError, DatasetError
 from bilevel.options import check_count
+from bilevel.problem import BilevelProblem
+from bilevel.problems.speech.inputs import SpeechInputs
+from bilevel.problems.speech.recognition.ctc import CTCObjective
 from bilevel.problems.speech.recognition.finetuning_options import FineTuningOptions
-from bilevel.problems.speech.recognition.finetuning_run import FineTuningRun
-from bilevel.problems.speech.recognition.recogniser import LabelledBatch, Recogniser
-from bilevel.progress import ProgressBar
+from bilevel.problems.speech.recognition.recogniser import Recogniser
+from bilevel.solution import Solution
 
-
-@dataclass(frozen=True)
-class FineTuned:
-    """What a run of fine-tuning leaves beside the trained recogniser.
-
-    Attributes
-    ----------
-    history
-        One row each time something was logged: ``step``, ``loss`` (nats a symbol, the mean since
-        the last row), ``gradient_norm`` (before it was clipped), ``rate`` (of the encoder's steps),
-        ``frames`` (of the encoder, so far), ``infeasible`` (utterances so far), ``seconds``.
-    infeasible
-        By utterance, the encoder frames that its target needs and those that it has: too few, so it
-        was left out of the loss.
-    """
-
-    history: pd.DataFrame
-    infeasible: dict[str, tuple[int, int]]
+if TYPE_CHECKING:
+    from bilevel.solvers.loop import Run
 
 
 def finetune(
     recogniser: Recogniser,
-    batches: Iterable[LabelledBatch],
+    batches: Iterable[SpeechInputs],
     *,
     steps: int,
     options: FineTuningOptions | None = None,
-    log_every: int = 50,
-    on_log: Callable[[dict[str, float]], Any] | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 500,
-    resume: str | Path | None = None,
+    callbacks: Sequence[Callback | Callable[[Record, Any], Any]] = (),
+    log_every: int | None = None,
     progress: bool | None = None,
-) -> FineTuned:
+    resume: str | Path | None = None,
+) -> Solution:
     """Train a recogniser in place, on the device that it is on.
 
-    The loss is the batch's negative log probability of its targets, divided by their number of
-    symbols. In a process group every process calls this with its own share of the batches; the
-    result is that of one process with all of them.
+    The problem has one level: f and x are empty, y are the recogniser's weights and g is
+    :class:`CTCObjective`'s. In a process group every process calls this with its own share of the
+    batches; without dropout, which each draws for itself, the result is that of one process with
+    all of them.
 
     Parameters
     ----------
     recogniser
-        Its random draws (dropout, augmentation) are PyTorch's global ones: seed them before.
+        Its dropout draws from PyTorch's global generators: seed them before.
     batches
-        Re-iterable: a list, a ``DataLoader``, a loader of its kind.
+        Re-iterable: a list, or a loader.
     steps
         Steps of the whole run.
     options
         Rates, schedule, augmentation, precision.
-    log_every
-        Steps between rows of the history; the last step is always logged.
-    on_log
-        Called with each row.
-    checkpoint, checkpoint_every
-        File to save the run to, every so many steps and at the end.
-    resume
-        Checkpoint to go on from: the end is bit for bit that of an uninterrupted run.
-    progress
-        Whether to show a bar; by default in a terminal.
+    callbacks, log_every, progress, resume
+        Those of :meth:`~bilevel.solvers.base.PenaltySolver.solve`. The history's column ``lower``
+        is g of a step; ``lr`` is the rate of the encoder's next step, ``frames`` and
+        ``infeasible`` count encoder frames and the utterances left out, so far.
+
+    Returns
+    -------
+    Solution
+        The run's record.
 
     Raises
     ------
     NonFiniteError
-        the loss or its gradient is not finite; the recogniser keeps its last good weights.
+        The loss or its gradient is not finite; the recogniser keeps its last good weights.
     DatasetError
-        a transcript has unknown symbols or is missing, or no target fits its frames.
+        A transcript has unknown symbols or is missing, or no target fits its frames.
     CheckpointError
-        the checkpoint is of another run.
+        The checkpoint is of another run.
     """
     check_count("steps", steps)
-    check_count("log_every", log_every)
-    check_count("checkpoint_every", checkpoint_every)
-    run = FineTuningRun(recogniser, batches, steps, options or FineTuningOptions())
-    if resume is not None:
-        run.load(Path(resume))
-    bar = ProgressBar(steps, run.step, progress, labels={"loss": "loss", "gradient_norm": "norm"})
+    options = options or FineTuningOptions()
+    objective = CTCObjective(recogniser, options.augment)
+    model = _wrapped(objective)
+    symbols = list(recogniser.vocabulary.symbols)
+    settings = {**asdict(options), "autocast": str(options.autocast), "symbols": symbols}
+    monitor = FineTuningMonitor(objective, {**settings, "steps": steps})
     training = recogniser.training
     recogniser.train()
     try:
-        while run.step < steps:
-            run.advance()
-            bar.advance()
-            if run.step % log_every == 0 or run.step == steps:
-                row = run.log()
-                bar.show(row)
-                if on_log is not None:
-                    on_log(row)
-            if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == steps):
-                run.save(Path(checkpoint))
-    finally:
-        bar.close()
-        run.thaw()
-        recogniser.train(training)
-    return _finished(run)
-
-
-def _finished(run: FineTuningRun) -> FineTuned:
-    """The result; names the utterances left out."""
-    infeasible = {name: each for part in gather(run.infeasible) for name, each in part.items()}
-    if infeasible:
-        names = [f"{n} needs {need}, has {has}" for n, (need, has) in infeasible.items()]
-        text = (
-            f"{len(infeasible)} utterances have fewer encoder frames than their targets need "
-            f"({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        solution = options.solver(recogniser.head, steps).solve(
+            BilevelProblem(objectives=lambda x, y, batch: model(batch)),
+            (),
+            {name: each for name, each in objective.named_parameters() if each.requires_grad},
+            max_steps=steps,
+            tolerance=0.0,
+            lower_batches=batches,
+            callbacks=[monitor, *callbacks],
+            log_every=log_every,
+            progress=progress,
+            resume=resume,
         )
-        if run.symbols == 0:
-            raise DatasetError(f"{text}, all of them: nothing was learned")
-        warnings.warn(f"{text}: they were left out of the loss", stacklevel=3)
-    return FineTuned(pd.DataFrame(run.rows), infeasible)
+    finally:
+        recogniser.train(training)
+    monitor.require_symbols()
+    if infeasible := monitor.infeasible():
+        warnings.warn(f"{_listed(infeasible)}: they were left out of the loss", stacklevel=2)
+    return solution
+
+
+class FineTuningMonitor(Callback):
+    """Completes the history, and keeps a run from going on with other settings or for nothing.
+
+    Parameters
+    ----------
+    objective
+        What is minimised.
+    settings
+        What a resumed run must have in common with its checkpoint, by name.
+    """
+
+    def __init__(self, objective: CTCObjective, settings: dict[str, Any]) -> None:
+        self.objective = objective
+        self.settings = settings
+
+    def on_step(self, run: Run) -> None:
+        """End a run that has learnt nothing from all its utterances."""
+        if run.streams["lower_batches"].epoch > 0:
+            self.require_symbols()
+
+    def on_log(self, run: Run, record: Record) -> bool | None:
+        """Complete the record."""
+        optimizer = run.state.perturbed.optimizer
+        assert optimizer is not None
+        record["lr"] = optimizer.param_groups[1]["lr"]
+        record["frames"] = sum(gather(self.objective.frames))
+        record["infeasible"] = len(self.infeasible())
+        return None
+
+    def infeasible(self) -> dict[str, list[int]]:
+        """All processes' utterances that were left out, see :class:`CTCObjective`."""
+        found = gather(self.objective.infeasible)
+        return {name: frames for part in found for name, frames in part.items()}
+
+    def require_symbols(self) -> None:
+        """Refuse utterances none of which could be learnt from."""
+        if self.objective.symbols == 0:
+            raise DatasetError(f"{_listed(self.infeasible())}, all of them: nothing was learned")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings and counters."""
+        objective = self.objective
+        counters = {name: getattr(objective, name) for name in ("infeasible", "frames", "symbols")}
+        return {"settings": self.settings, "counters": counters}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take the counters; refuse other settings."""
+        for name, value in self.settings.items():
+            found = saved["settings"].get(name)
+            if found != value:
+                raise CheckpointError(
+                    f"the run was begun with {name}={found!r}, and this one has {value!r}: resume "
+                    "with the same options, or begin anew"
+                )
+        for name, value in saved["counters"].items():
+            setattr(self.objective, name, value)
+
+
+def _wrapped(objective: CTCObjective) -> nn.Module:
+    if world_size() == 1:
+        return objective
+    device = objective.recogniser.head.weight.device
+    return DistributedDataParallel(objective, device_ids=None if device.type == "cpu" else [device])
+
+
+def _listed(infeasible: dict[str, list[int]]) -> str:
+    named = [f"{name} needs {need}, has {has}" for name, (need, has) in infeasible.items()]
+    return (
+        f"{len(named)} utterances have fewer encoder frames than their targets need "
+        f"({'; '.join(named[:3])}{'; ...' if len(named) > 3 else ''})"
+    )
