@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +14,6 @@ from bilevel.problems.speech.measures import (
     TextNormaliser,
     character_errors,
     phone_errors,
-    plot_error_rates,
     word_errors,
 )
 
@@ -76,6 +74,10 @@ class TestCounts:
             word_errors(["a", "b"], ["a"])
         with pytest.raises(ProblemError, match="a single text"):
             word_errors("a b", "a b")
+        with pytest.raises(ProblemError, match="a single text"):
+            phone_errors("a b", "a b")
+        with pytest.raises(ProblemError, match="utterance 1 has the text None"):
+            word_errors(["a", "b"], ["a", None])
         with pytest.raises(ProblemError, match="2 units of total length 0"):
             word_errors(["", ""], ["a", ""]).rate()
 
@@ -120,6 +122,8 @@ class TestIntervals:
         assert pooled.rate().value == found.rate().value
         widths = [each.rate().high - each.rate().low for each in (found, pooled)]
         assert widths[1] > 2 * widths[0]
+        unknown = found.pooled(["speaker 0"] * 40 + [None] * 440)
+        assert len(unknown.errors) == 441
         with pytest.raises(ProblemError, match="3 groups of 480"):
             found.pooled(["a", "b", "c"])
 
@@ -174,20 +178,10 @@ class TestTexts:
         assert TextNormaliser(punctuation=True)(text) == "uh, the dog."
         assert TextNormaliser(marks=True)(text) == "uh the noise dog"
         assert TextNormaliser(dropped=frozenset({"uh"}))(text) == "the dog"
+        with pytest.raises(OptionError, match="dropped='uh', expected a set"):
+            TextNormaliser(dropped="uh")
 
     def test_is_applied_to_both_sides(self) -> None:
         found = word_errors(["The dog."], ["the DOG"], TextNormaliser())
         assert found.errors.tolist() == [0]
         assert word_errors(["The dog."], ["the DOG"]).errors.tolist() == [2]
-
-
-def test_the_figure_shows_rates_and_intervals_in_percent() -> None:
-    _, axes = plt.subplots()
-    rates = {"a": counts([1, 2, 3], [10, 10, 10]).rate(), "b": counts([5], [10]).rate()}
-    plot_error_rates(axes, rates, "word error rate")
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx([20.0, 50.0])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
-    segments = axes.collections[0].get_segments()
-    expected = [100 * rates["a"].low, 100 * rates["a"].high]
-    assert segments[0][:, 1] == pytest.approx(expected)
-    plt.close("all")

@@ -1,4 +1,4 @@
-"""Measures: error rates, what representations and codes say about phones, and their figures."""
+"""Measures: error rates, and what representations and codes say about phones."""
 
 from bilevel.problems.speech.measures.alignment import frame_phones, phone_index
 from bilevel.problems.speech.measures.bootstrap import Bootstrap, Estimate
@@ -9,11 +9,6 @@ from bilevel.problems.speech.measures.error_rates import (
     character_errors,
     phone_errors,
     word_errors,
-)
-from bilevel.problems.speech.measures.figures import (
-    plot_error_rates,
-    plot_perplexities,
-    plot_probes,
 )
 from bilevel.problems.speech.measures.normalisation import TextNormaliser
 from bilevel.problems.speech.measures.probes import RidgeFit, RidgeProbe, probe_layers
@@ -45,9 +40,6 @@ __all__ = [
     "phone_errors",
     "phone_index",
     "phone_information",
-    "plot_error_rates",
-    "plot_perplexities",
-    "plot_probes",
     "probe_layers",
     "word_errors",
 ]

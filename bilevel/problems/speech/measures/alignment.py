@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from bilevel.errors import DatasetError
 from bilevel.problems.speech.measures.probes import NO_PHONE
-from bilevel.problems.speech.recognition.tokens import LabelledPhone, LabelledUtterance
+
+if TYPE_CHECKING:
+    from bilevel.problems.speech.data import Phone, Utterance
 
 #: Seconds between encoder frames, and where the middle of the first one lies: it stands for four
 #: windows of 25 ms that are 10 ms apart.
@@ -18,20 +21,13 @@ FRAME_SHIFT = 0.04
 FIRST_FRAME = 0.0275
 
 
-def phone_index(utterances: Sequence[LabelledUtterance]) -> dict[str, int]:
+def phone_index(utterances: Sequence[Utterance]) -> dict[str, int]:
     """A number for every phone of aligned utterances, in alphabetical order."""
     symbols = sorted({phone.symbol for each in utterances for phone in each.phones})
     return {symbol: number for number, symbol in enumerate(symbols)}
 
 
-def frame_phones(
-    phones: Sequence[LabelledPhone],
-    frames: int,
-    index: Mapping[str, int],
-    *,
-    shift: float = FRAME_SHIFT,
-    first: float = FIRST_FRAME,
-) -> Tensor:
+def frame_phones(phones: Sequence[Phone], frames: int, index: Mapping[str, int]) -> Tensor:
     """The phone in the middle of each frame.
 
     Parameters
@@ -42,8 +38,6 @@ def frame_phones(
         How many frames the utterance has.
     index
         Numbers of the phones; frames of others, and between phones, get ``NO_PHONE``.
-    shift, first
-        Seconds between the middles of frames, and the first one's.
 
     Raises
     ------
@@ -62,7 +56,7 @@ def frame_phones(
                 f"phone {wrong[0]} ({phone.symbol!r}, {phone.start:g} to {phone.end:g} s) ends "
                 "before it starts or after the next one starts; expected phones in order"
             )
-        middles = first + shift * np.arange(frames)
+        middles = FIRST_FRAME + FRAME_SHIFT * np.arange(frames)
         place = np.searchsorted(starts, middles, side="right") - 1
         inside = (place >= 0) & (middles < ends[place])
         labels[inside] = numbers[place[inside]]

@@ -13,6 +13,8 @@ from bilevel.errors import ProblemError
 from bilevel.extras import require
 from bilevel.problems.speech.measures.bootstrap import Bootstrap, Estimate
 
+_SINGLE = "a single text was given, expected a list with one an utterance"
+
 
 @dataclass(frozen=True)
 class ErrorRate(Estimate):
@@ -68,9 +70,13 @@ class ErrorCounts:
     lengths: NDArray[np.int64]
 
     def pooled(self, groups: Sequence[Hashable]) -> ErrorCounts:
-        """Sums over the utterances of a group, such as a speaker: whole groups are then drawn."""
+        """Sums over the utterances of a group, such as a speaker: whole groups are then drawn.
+
+        An utterance whose group is ``None`` is one of its own.
+        """
         if len(groups) != len(self.errors):
             raise ProblemError(f"{len(groups)} groups of {len(self.errors)} utterances")
+        groups = [(row,) if group is None else group for row, group in enumerate(groups)]
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         index = [numbers[group] for group in groups]
         sums = [
@@ -147,6 +153,8 @@ def phone_errors(
     references: Sequence[Iterable[str] | str], hypotheses: Sequence[Iterable[str] | str]
 ) -> ErrorCounts:
     """Errors in phones: sequences of symbols, or texts with blanks between them."""
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise ProblemError(_SINGLE)
     joined = [
         [each if isinstance(each, str) else " ".join(each) for each in side]
         for side in (references, hypotheses)
@@ -160,12 +168,16 @@ def _paired(
     normalise: Callable[[str], str] | None,
 ) -> tuple[list[str], list[str]]:
     if isinstance(references, str) or isinstance(hypotheses, str):
-        raise ProblemError("a single text was given, expected a list with one an utterance")
+        raise ProblemError(_SINGLE)
     if len(references) != len(hypotheses):
         raise ProblemError(
             f"{len(references)} references and {len(hypotheses)} hypotheses, expected one of each "
             "an utterance"
         )
+    for texts in (references, hypotheses):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ProblemError(f"utterance {row} has the text {text!r}, expected a string")
     sides = (
         (references, hypotheses)
         if normalise is None

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from bilevel.errors import OptionError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextNormaliser:
@@ -28,6 +30,10 @@ class TextNormaliser:
     punctuation: bool = False
     marks: bool = False
     dropped: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dropped, str):
+            raise OptionError(f"dropped={self.dropped!r}, expected a set of words")
 
     def __call__(self, text: str) -> str:
         """The words of a text with single spaces between them."""

@@ -50,7 +50,10 @@ class RidgeProbe:
     def __call__(self, frames: Tensor) -> Tensor:
         """The most likely label [n] of frames [n, d]."""
         standardised = (frames.to(self.mean) - self.mean) / self.scale
-        return (standardised @ self.weight + self.bias).argmax(dim=1)
+        outputs = standardised @ self.weight + self.bias
+        if not bool(outputs.isfinite().all()):
+            raise ProblemError("the frames to score a probe on contain NaN or infinite values")
+        return outputs.argmax(dim=1)
 
 
 class RidgeFit:

@@ -27,13 +27,10 @@ class CodeUsage:
         :math:`\exp H`, with H the entropy of the codes: V where all are used alike, 1 where one is.
     coverage
         Share of the V codes that occur.
-    largest_share
-        Share of the frames that the most frequent code takes.
     """
 
     perplexity: float
     coverage: float
-    largest_share: float
 
 
 def code_usage(codes: ArrayLike, size: int) -> CodeUsage:
@@ -42,7 +39,6 @@ def code_usage(codes: ArrayLike, size: int) -> CodeUsage:
     return CodeUsage(
         perplexity=float(np.exp(_entropy(counts))),
         coverage=float(np.mean(counts > 0)),
-        largest_share=float(counts.max() / counts.sum()),
     )
 
 
