@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bilevel.problems.speech import PRESETS, FeatureStore, SpeechInputs, SpeechModel
+from bilevel.problems.speech.data import Phone, Utterance
 
 
 def options(**labels):
@@ -53,22 +54,6 @@ def rows_of(batch, rows):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Phone:
-    symbol: str
-    start: float
-    end: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Spoken:
-    """An utterance made of phones, as the corpus readers would give it."""
-
-    id: str
-    phones: tuple[Phone, ...]
-    text: str | None = None
-
-
 def spoken_store(count, seed=0, phones=6):
     """Utterances of phones with a spectrum each, a voice's tilt and noise."""
     shapes = np.random.default_rng(0).normal(size=(phones, 80))
@@ -85,5 +70,7 @@ def spoken_store(count, seed=0, phones=6):
         x = np.concatenate(frames) + 0.5 * tilt
         x = x + 0.4 * random.normal(size=x.shape)
         rows.append(torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float16))
-        utterances.append(Spoken(f"{seed}-{number}", tuple(spoken)))
+        utterances.append(
+            Utterance(f"{seed}-{number}", f"{seed}-{number}.wav", phones=tuple(spoken))
+        )
     return FeatureStore(rows, utterances)

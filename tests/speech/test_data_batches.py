@@ -14,8 +14,16 @@ import torch
 
 from bilevel.batches import BatchStream
 from bilevel.errors import DatasetError, OptionError
-from bilevel.problems.speech.data import AudioError, SpeechBatches, Utterance, read_audio
+from bilevel.problems.speech.data import (
+    AudioError,
+    SpeechBatch,
+    SpeechBatches,
+    Utterance,
+    in_pieces,
+    read_audio,
+)
 from bilevel.problems.speech.data.audio import duration_of
+from bilevel.problems.speech.inputs import FrontEnd
 from bilevel.problems.speech.noise import key_of
 
 RATE = 16_000
@@ -155,6 +163,20 @@ def test_a_member_of_an_archive_is_found_again_when_the_archive_has_changed(tmp_
         read_audio(Utterance(id="c", path=path, member="c.wav"))
 
 
+def test_pieces_of_a_recording_are_equal_and_follow_each_other(tmp_path):
+    ramp = np.linspace(0.1, 0.9, 5 * RATE)
+    soundfile.write(tmp_path / "a.wav", ramp, RATE, subtype="FLOAT")
+    whole = Utterance(id="a", path=tmp_path / "a.wav", offset=0.5, duration=4.5, text="one two")
+    pieces = in_pieces([whole], 2.0)
+    assert [(each.id, each.duration, each.text) for each in pieces] == [
+        (f"a#{number}", 1.5, None) for number in range(3)
+    ]
+    joined = np.concatenate([read_audio(each) for each in pieces])
+    np.testing.assert_array_equal(joined, read_audio(whole))
+    assert in_pieces([whole], 4.5) == [whole]
+    assert max(each.duration for each in in_pieces([whole], 0.7)) <= 0.7
+
+
 # Batches
 
 
@@ -249,15 +271,70 @@ def test_what_cannot_be_used_is_skipped_and_reported(corpus, tmp_path):
     bad.append(broken(tmp_path, kinds[3]))
     short = dataclasses.replace(corpus[0], id="short", duration=0.1)
     long = dataclasses.replace(corpus[0], id="long", duration=99.0)
-    loader = SpeechBatches([*corpus, *bad, short, long], batch_seconds=6.0)
-    for _ in range(2):  # counted once
+    with pytest.warns(UserWarning, match="2 of 46 utterances were skipped: 1 long .*1 short"):
+        loader = SpeechBatches([*corpus, *bad, short, long], batch_seconds=6.0)
+    with pytest.warns(UserWarning, match=r"6 of 46 utterances were skipped: 2 corrupt \(too long"):
         assert sorted_names(loader) == [each.id for each in corpus]
-    assert {reason: sorted(ids) for reason, ids in loader.skipped.items()} == {
-        "corrupt": ["too long a claim", "truncated"], "long": ["long"], "missing": ["missing"],
-        "short": ["short"], "silent": ["silent"],
+    assert sorted_names(loader) == [each.id for each in corpus]  # and no further warning
+    assert loader.skipped == {
+        "too long a claim": "corrupt", "truncated": "corrupt", "missing": "missing",
+        "silent": "silent", "short": "short", "long": "long",
     }  # fmt: skip
-    assert loader.report().startswith("6 of 46 utterances were skipped: 2 corrupt (")
     assert "none skipped" in SpeechBatches(corpus, batch_seconds=6.0).report()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("missing", {"duration": 0.5}),
+        ("truncated", {"duration": None}),
+        ("silent", {"duration": 0.5}),
+        ("short", {"duration": 0.1}),
+        ("long", {"duration": 99.0}),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_strict_loader_skips_nothing(corpus, tmp_path, kind, changes, workers):
+    utterance = dataclasses.replace(broken(tmp_path, kind), **changes)
+    with pytest.raises(AudioError, match=f"utterance '{kind}'"):
+        list(SpeechBatches([*corpus, utterance], batch_seconds=6.0, strict=True, workers=workers))
+
+
+def test_a_pass_without_a_batch_is_an_error(tmp_path):
+    silent = [
+        dataclasses.replace(broken(tmp_path, "silent"), id=f"s{i}", duration=0.5) for i in range(3)
+    ]
+    loader = SpeechBatches(silent, batch_seconds=6.0)
+    with (
+        pytest.warns(UserWarning, match="3 silent"),
+        pytest.raises(DatasetError, match=r"gave no batch. 3 of 3 .* 3 silent \(s0, s1, s2\)"),
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize(("samples", "kept"), [(880, True), (879, False)])
+def test_what_is_shorter_than_a_frame_is_skipped_whatever_was_claimed(tmp_path, samples, kept):
+    soundfile.write(tmp_path / "a.wav", np.ones(samples) / 2, RATE)
+    utterance = Utterance(id="a", path=tmp_path / "a.wav", duration=0.1)
+    loader = SpeechBatches([utterance], batch_seconds=1.0, min_seconds=0.055)
+    if kept:
+        (batch,) = loader
+        assert FrontEnd()(batch, torch.device("cpu")).lengths.tolist() == [1]
+    else:
+        with pytest.warns(UserWarning, match="1 short"), pytest.raises(DatasetError):
+            list(loader)
+
+
+def test_a_batch_goes_to_cuda_out_of_page_locked_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append("pin") or x)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda x, device, non_blocking: calls.append((device.type, non_blocking)),
+    )
+    SpeechBatch(torch.zeros(1, 8), torch.tensor([8]), [], [0]).to("cuda")
+    assert calls == ["pin", ("cuda", True)] * 2
 
 
 def test_a_process_whose_part_cannot_be_read_takes_another_utterance(corpus, tmp_path):
@@ -266,13 +343,18 @@ def test_a_process_whose_part_cannot_be_read_takes_another_utterance(corpus, tmp
         SpeechBatches([silent, corpus[0]], batch_seconds=8.0, buckets=1, rank=rank, world_size=2)
         for rank in (0, 1)
     ]
-    assert [names(each) for each in loaders] == [[["0"]], [["0"]]]
+    with pytest.warns(UserWarning, match="1 silent"):
+        assert [names(each) for each in loaders] == [[["0"]], [["0"]]]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"batch_seconds": 0.0}, OptionError, "batch_seconds"),
+        ({"crop_seconds": 0}, OptionError, "crop_seconds=0"),
+        ({"crop_seconds": 0.01}, OptionError, "crop_seconds=0.01, expected at least 0.055"),
+        ({"min_seconds": 0.05}, OptionError, "min_seconds=0.05, expected at least 0.055"),
+        ({"rank": 0.5, "world_size": 2}, OptionError, "rank=0.5"),
         ({"rank": 2, "world_size": 2}, OptionError, "rank=2"),
         ({"world_size": 9, "batch_seconds": 4.0}, OptionError, "fewer than the 9 processes"),
         ({"min_seconds": 60.0, "max_seconds": 90.0}, DatasetError, "40 short"),

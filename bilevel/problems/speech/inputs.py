@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bilevel.errors import DatasetError
 from bilevel.problems.speech.features import LogMel, normalise
 from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING
+from bilevel.problems.speech.transfer import send
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class SpeechInputs:
     ) -> SpeechInputs:
         """Inputs from features [B, F, 80] and the feature frames of each utterance, on the host."""
         host = np.asarray(counts, dtype=np.int64)
-        if host.min() < SUBSAMPLING:
+        shortest = int(host.argmin())
+        if host[shortest] < SUBSAMPLING:
+            name = repr(utterances[shortest].id) if len(utterances) else f"{shortest} of the batch"
             raise DatasetError(
-                f"an utterance of {host.min()} feature frames, expected at least {SUBSAMPLING} "
-                "(55 ms of audio)"
+                f"utterance {name} has {host[shortest]} feature frames, expected at least "
+                f"{SUBSAMPLING} (55 ms of audio)"
             )
         features = F.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
         padded = bool((host < features.shape[1]).any())
-        device_counts = torch.from_numpy(host).to(features.device, non_blocking=True)
+        device_counts = send(torch.from_numpy(host), features.device)
         return cls(
             features, device_counts if padded else None, host // SUBSAMPLING, keys, utterances
         )
@@ -76,16 +79,15 @@ class SpeechInputs:
     def valid(self) -> Tensor:
         """[B, T], whether an encoder frame rests on four feature frames."""
         steps = torch.arange(self.features.shape[1] // SUBSAMPLING, device=self.features.device)
-        lengths = torch.from_numpy(self.lengths).to(self.features.device, non_blocking=True)
+        lengths = send(torch.from_numpy(self.lengths), self.features.device)
         return steps < lengths[:, None]
 
     def to(self, device: torch.device) -> SpeechInputs:
         """The same on another device."""
         if self.features.device == device:
             return self
-        counts = None if self.counts is None else self.counts.to(device, non_blocking=True)
-        features = self.features.to(device, non_blocking=True)
-        return replace(self, features=features, counts=counts)
+        counts = None if self.counts is None else send(self.counts, device)
+        return replace(self, features=send(self.features, device), counts=counts)
 
 
 class FrontEnd(nn.Module):

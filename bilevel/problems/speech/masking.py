@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilevel.problems.speech.noise import KeyedNoise
 from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING, MaskOptions
+from bilevel.problems.speech.transfer import send
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def draw_mask(options: MaskOptions, lengths: NDArray[np.int64], noise: KeyedNois
     ended = np.pad(begun, ((0, 0), (options.span, 0)))[:, :total]
     masked = (begun > ended) & inside
     rows, frames = np.nonzero(masked)
-    index = torch.from_numpy(np.stack([rows, frames])).to(noise.device, non_blocking=True)
+    index = send(torch.from_numpy(np.stack([rows, frames])), noise.device)
     return Mask(index[0], index[1], masked.sum(axis=1).tolist())
 
 

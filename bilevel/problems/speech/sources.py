@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from bilevel.distributed import rank, world_size
 from bilevel.errors import DatasetError
-from bilevel.problems.speech.data import SpeechBatches, SpeechCorpus, Utterance
+from bilevel.problems.speech.data import SpeechBatches, SpeechCorpus, Utterance, in_pieces
+from bilevel.problems.speech.data.audio import check_audio, measured
+from bilevel.problems.speech.data.batches import SHORTEST
 from bilevel.problems.speech.inputs import FrontEnd, SpeechInputs
 from bilevel.problems.speech.store import FeatureStore
 
@@ -25,17 +28,21 @@ class SpeechSource(Protocol):
         """Batches without labels, in an order of the seed's."""
 
     def sampled(self) -> Iterable[SpeechInputs]:
-        """A few hundred utterances of the training voices, whole."""
+        """A few hundred utterances, from all of the training speech."""
 
     def labelled(self, seed: int) -> Iterable[SpeechInputs]:
         """The utterances to learn to recognise, whole, in an order of the seed's."""
 
     def tested(self) -> Iterable[SpeechInputs]:
-        """The utterances to be recognised, whole."""
+        """The utterances to be recognised, whole, and all of them."""
 
     @property
     def transcribed(self) -> list[Utterance]:
         """The utterances whose transcripts matter: those to learn from and those to test on."""
+
+    @property
+    def skipped(self) -> Mapping[str, Mapping[str, str]]:
+        """What this process could not use so far: part -> name -> reason; of the test, nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,13 @@ class StoredSpeech:
         Crops of a pretraining step, and their feature frames.
     batch_frames
         Feature frames of a batch of whole utterances.
+    skipped
+        Utterances that are missing from the stores: part -> name -> reason.
+
+    Raises
+    ------
+    DatasetError
+        An utterance is both to be learnt from and to be tested on, or lacks its transcript.
     """
 
     train: FeatureStore
@@ -60,18 +74,30 @@ class StoredSpeech:
     batch_size: int = 16
     crop_frames: int = 160
     batch_frames: int = 4000
+    skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_apart(self.labelled_store.utterances, self.test.utterances)
+        _check_labelled(self.labelled_store.utterances, self.test.utterances)
 
     @classmethod
     def read(cls, corpus: SpeechCorpus) -> StoredSpeech:
-        """The features of a corpus."""
-        train, labelled, test = (
-            FeatureStore.read(SpeechBatches(part, batch_seconds=60.0, shuffle=False))
-            for part in (corpus.train, corpus.labelled, corpus.test)
+        """The features of a corpus.
+
+        Raises
+        ------
+        AudioError
+            An utterance of the test cannot be used; of the others, those that can are taken.
+        """
+        train, labelled = (
+            SpeechBatches(part, batch_seconds=60.0, shuffle=False)
+            for part in (corpus.train, corpus.labelled)
         )
-        return cls(train, labelled, test)
+        return cls(
+            FeatureStore.read(train),
+            FeatureStore.read(labelled),
+            FeatureStore.read(_whole(corpus.test, 60.0)),
+            skipped=_merged({"train": [train.skipped], "labelled": [labelled.skipped]}),
+        )
 
     def to(self, device: torch.device | str) -> StoredSpeech:
         """The same features on another device."""
@@ -82,7 +108,7 @@ class StoredSpeech:
         return self.train.crops(self.batch_size, self.crop_frames, seed)
 
     def sampled(self) -> Iterable[SpeechInputs]:
-        return self.train.select(range(min(_SAMPLED, len(self.train)))).batches(self.batch_frames)
+        return self.train.select(_spread(len(self.train))).batches(self.batch_frames)
 
     def labelled(self, seed: int) -> Iterable[SpeechInputs]:
         return self.labelled_store.batches(self.batch_frames, seed)
@@ -110,9 +136,18 @@ class StreamedSpeech:
     labelled_seconds
         The same for batches of whole, labelled utterances.
     max_seconds
-        Longer utterances are skipped, and reported.
+        Longer ones of ``train`` are cut into pieces, of ``labelled_part`` skipped. Those of
+        ``test`` may have any length.
     workers
-        Reading processes.
+        Threads that read.
+
+    Raises
+    ------
+    AudioError
+        The file of an utterance of the test is missing or damaged; where the damage is further in,
+        once it is read. An error rate over what is left would be of another test set.
+    DatasetError
+        An utterance is both to be learnt from and to be tested on, or lacks its transcript.
     """
 
     train: Sequence[Utterance]
@@ -123,42 +158,65 @@ class StreamedSpeech:
     labelled_seconds: float = 120.0
     max_seconds: float = 30.0
     workers: int = 0
+    _skipped: dict[str, list[dict[str, str]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        _require_apart(self.labelled_part, self.test)
+        _check_labelled(self.labelled_part, self.test)
+        for each in self.test:
+            check_audio(each)
 
     def pretraining(self, seed: int) -> Iterable[Any]:
-        return self._batches(self.train, self.batch_seconds, seed)
+        return self._batches("train", self._pieces, self.batch_seconds, seed)
 
     def sampled(self) -> Iterable[SpeechInputs]:
-        return self._featured(self.train[:_SAMPLED], None)
+        chosen = [self._pieces[i] for i in _spread(len(self._pieces))]
+        return self._featured(self._batches("train", chosen, self.labelled_seconds))
 
     def labelled(self, seed: int) -> Iterable[SpeechInputs]:
-        return self._featured(self.labelled_part, seed)
+        seconds = self.labelled_seconds
+        return self._featured(self._batches("labelled", self._measured, seconds, seed))
 
     def tested(self) -> Iterable[SpeechInputs]:
-        return self._featured(self.test, None)
+        return self._featured(_whole(self.test, self.labelled_seconds, self.workers))
 
     @property
     def transcribed(self) -> list[Utterance]:
         return [*self.labelled_part, *self.test]
 
+    @property
+    def skipped(self) -> Mapping[str, Mapping[str, str]]:
+        return _merged(self._skipped)
+
+    # Every loader needs the durations, which cost a look into each file that no manifest describes.
+
+    @cached_property
+    def _pieces(self) -> list[Utterance]:
+        return in_pieces(measured(self.train), self.max_seconds)
+
+    @cached_property
+    def _measured(self) -> list[Utterance]:
+        return measured(self.labelled_part)
+
     def _batches(
-        self, utterances: Sequence[Utterance], seconds: float, seed: int | None, shard: bool = True
+        self, part: str, utterances: Sequence[Utterance], seconds: float, seed: int | None = None
     ) -> SpeechBatches:
-        return SpeechBatches(
+        """A part's loader: shared out among the processes in an order, whole without one."""
+        batches = SpeechBatches(
             utterances,
             batch_seconds=seconds,
             max_seconds=self.max_seconds,
             seed=seed or 0,
             shuffle=seed is not None,
-            rank=rank() if shard else 0,
-            world_size=world_size() if shard else 1,
+            rank=rank() if seed is not None else 0,
+            world_size=world_size() if seed is not None else 1,
             workers=self.workers,
         )
+        self._skipped.setdefault(part, []).append(batches.skipped)
+        return batches
 
-    def _featured(self, utterances: Sequence[Utterance], seed: int | None) -> FeatureBatches:
-        batches = self._batches(utterances, self.labelled_seconds, seed, shard=seed is not None)
+    def _featured(self, batches: SpeechBatches) -> FeatureBatches:
         return FeatureBatches(batches, self.device)
 
 
@@ -186,10 +244,53 @@ class FeatureBatches:
             yield self.front_end(batch, self.device)
 
 
-def _require_apart(labelled: Sequence[Any], test: Sequence[Any]) -> None:
-    both = {each.id for each in labelled} & {each.id for each in test}
+def _whole(utterances: Sequence[Utterance], seconds: float, workers: int = 0) -> SpeechBatches:
+    """A loader that misses no utterance."""
+    return SpeechBatches(
+        utterances,
+        batch_seconds=seconds,
+        min_seconds=SHORTEST,
+        max_seconds=None,
+        shuffle=False,
+        workers=workers,
+        strict=True,
+    )
+
+
+def _spread(count: int) -> list[int]:
+    """Places of the sample: evenly over a corpus, whose order may be that of its speakers."""
+    sampled = min(count, _SAMPLED)
+    return [i * count // sampled for i in range(sampled)]
+
+
+def _merged(skipped: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, dict[str, str]]:
+    """What the loaders of each part skipped, together."""
+    found: dict[str, dict[str, str]] = {}
+    for part, records in skipped.items():
+        for record in filter(None, records):
+            found.setdefault(part, {}).update(record)
+    return found
+
+
+def _check_labelled(labelled: Sequence[Utterance], test: Sequence[Utterance]) -> None:
+    both = {_place(each) for each in labelled} & {_place(each) for each in test}
     if both:
         raise DatasetError(
             f"{len(both)} utterances are both to be learnt from and to be tested on, such as "
-            f"{min(both)!r}: separate them"
+            f"{min(each.id for each in test if _place(each) in both)!r}: separate them"
         )
+    utterances = [*labelled, *test]
+    no_text = [each.id for each in utterances if not (each.text and each.text.strip())]
+    no_phones = [each.id for each in utterances if not each.phones]
+    if no_text and no_phones:
+        bare = min(no_text, no_phones, key=len)
+        raise DatasetError(
+            f"{len(bare)} of the {len(utterances)} utterances to be learnt from and tested on have "
+            f"no transcript, such as {bare[0]!r}: leave them out, or give them one"
+        )
+
+
+def _place(utterance: Utterance) -> tuple[Any, ...]:
+    """Where its audio begins: the same file may go by two names, and two files by one."""
+    path = utterance.path.resolve()
+    return path, utterance.member, utterance.offset, utterance.channel

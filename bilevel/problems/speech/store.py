@@ -19,9 +19,6 @@ from bilevel.problems.speech.options import SUBSAMPLING
 if TYPE_CHECKING:
     from bilevel.problems.speech.data import Utterance
 
-#: Feature frames a second.
-FRAME_RATE = 100
-
 
 class FeatureStore:
     """Normalised features of many utterances, in half precision, on one device.
@@ -59,11 +56,6 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self.features)
-
-    @property
-    def seconds(self) -> float:
-        """Length of it all."""
-        return sum(map(len, self.features)) / FRAME_RATE
 
     def select(self, chosen: Sequence[int]) -> FeatureStore:
         """A part of the corpus."""

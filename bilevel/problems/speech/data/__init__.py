@@ -4,6 +4,7 @@ from bilevel.problems.speech.data.audio import AudioError, read_audio
 from bilevel.problems.speech.data.batches import SpeechBatch, SpeechBatches
 from bilevel.problems.speech.data.corpus import FORMATS, read_corpus
 from bilevel.problems.speech.data.espeak import SpeechCorpus, espeak_corpus
+from bilevel.problems.speech.data.pieces import in_pieces
 from bilevel.problems.speech.data.records import Phone, Utterance
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SpeechCorpus",
     "Utterance",
     "espeak_corpus",
+    "in_pieces",
     "read_audio",
     "read_corpus",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import DatasetError, OptionError
-from bilevel.options import check_count, check_positive
-from bilevel.problems.speech.data.audio import AudioError, duration_of, read_audio
+from bilevel.options import check_count, check_optional_positive, check_positive
+from bilevel.problems.speech.data.audio import SAMPLE_RATE, AudioError, duration_of, read_audio
 from bilevel.problems.speech.data.records import Utterance
 from bilevel.problems.speech.noise import key_of
+from bilevel.problems.speech.transfer import send
+
+#: Seconds of one encoder frame: four windows of 25 ms, 10 ms apart.
+SHORTEST = 0.055
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,7 @@ class SpeechBatch:
     def to(self, device: torch.device | str) -> SpeechBatch:
         """The same on another device."""
         return replace(
-            self,
-            waveforms=self.waveforms.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-        )
-
-    def pin_memory(self) -> SpeechBatch:
-        """The same in page-locked memory."""
-        return replace(
-            self, waveforms=self.waveforms.pin_memory(), lengths=self.lengths.pin_memory()
+            self, waveforms=send(self.waveforms, device), lengths=send(self.lengths, device)
         )
 
 
@@ -60,8 +57,13 @@ class SpeechBatches:
     several processes takes every ``world_size``-th utterance of each global batch, so that together
     they see what one process would.
 
-    Audio that is missing, corrupt, empty, silent, too short or too long is skipped, and listed in
-    ``skipped``: reason -> names.
+    Audio that is missing, unreadable, corrupt, empty, silent, too short or too long is skipped. A
+    warning tells what was: when the loader is made, and after a pass that came upon more.
+
+    Attributes
+    ----------
+    skipped
+        The reason of each utterance that was skipped so far, by name.
 
     Parameters
     ----------
@@ -69,12 +71,11 @@ class SpeechBatches:
         The corpus.
     batch_seconds
         Audio of a batch of all processes, padding included.
-    sample_rate
-        Of the waveforms.
     min_seconds, max_seconds
-        Utterances outside are skipped.
+        Utterances outside are skipped; none is too long where ``max_seconds`` is ``None``.
     crop_seconds
-        Take a random part of this length of longer utterances.
+        Take a random part of this length of longer utterances. Neither it nor ``min_seconds`` may
+        be less than 0.055, one frame of the encoder.
     buckets
         Number of padded lengths, at most.
     seed, shuffle
@@ -83,6 +84,9 @@ class SpeechBatches:
         This process, of how many.
     workers
         Threads that read ahead.
+    strict
+        Raise the :class:`AudioError` of an utterance that would be skipped: an error rate over
+        those that are left would be of another test set.
     """
 
     def __init__(
@@ -90,9 +94,8 @@ class SpeechBatches:
         utterances: Sequence[Utterance],
         *,
         batch_seconds: float,
-        sample_rate: int = 16_000,
         min_seconds: float = 0.3,
-        max_seconds: float = 30.0,
+        max_seconds: float | None = 30.0,
         crop_seconds: float | None = None,
         buckets: int = 8,
         seed: int = 0,
@@ -100,51 +103,52 @@ class SpeechBatches:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        strict: bool = False,
     ) -> None:
-        for name, value in (
-            ("batch_seconds", batch_seconds), ("min_seconds", min_seconds),
-            ("max_seconds", max_seconds), ("crop_seconds", crop_seconds or 1.0),
-        ):  # fmt: skip
-            check_positive(name, value)
+        check_positive("batch_seconds", batch_seconds)
+        check_positive("min_seconds", min_seconds)
+        check_optional_positive("max_seconds", max_seconds)
+        check_optional_positive("crop_seconds", crop_seconds)
+        for name, value in (("min_seconds", min_seconds), ("crop_seconds", crop_seconds)):
+            if value is not None and value < SHORTEST:
+                raise OptionError(
+                    f"{name}={value!r}, expected at least {SHORTEST}: one frame of the encoder"
+                )
         for name, count, least in (
-            ("sample_rate", sample_rate, 1), ("buckets", buckets, 1), ("seed", seed, 0),
+            ("buckets", buckets, 1), ("seed", seed, 0), ("rank", rank, 0),
             ("world_size", world_size, 1), ("workers", workers, 0),
         ):  # fmt: skip
             check_count(name, count, least=least)
-        if not 0 <= rank < world_size:
+        if rank >= world_size:
             raise OptionError(f"rank={rank} of world_size={world_size} processes")
         self.utterances = list(utterances)
-        self.sample_rate = sample_rate
         self.crop_seconds = crop_seconds
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
+        self.strict = strict
         self.epoch = 0
-        self.skipped: dict[str, list[str]] = {}
+        self.skipped: dict[str, str] = {}
+        self._reported = 0
         self._start = 0
-        self._plan(batch_seconds, min_seconds, max_seconds, buckets)
+        self._plan(batch_seconds, min_seconds, max_seconds or np.inf, buckets)
+        self._warn()
 
     def __len__(self) -> int:
         return len(self._order(0))
 
     def __iter__(self) -> Iterator[SpeechBatch]:
-        epoch, start = self.epoch, self._start
-        self._start = 0
-        planned = self._order(epoch)[start:]
-        if not self.workers:
-            for rows, seconds in planned:
-                yield from self._read(rows, seconds, epoch)
-            return
-        with ThreadPoolExecutor(self.workers) as pool:
-            ahead: deque[Future[list[SpeechBatch]]] = deque()
-            for rows, seconds in planned:
-                ahead.append(pool.submit(self._read, rows, seconds, epoch))
-                if len(ahead) > 2 * self.workers:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
+        start, self._start = self._start, 0
+        drawn = False
+        for batch in self._batches(self._order(self.epoch)[start:], self.epoch):
+            if batch is not None:
+                drawn = True
+                yield batch
+        self._warn()
+        if not (drawn or start):
+            raise DatasetError(f"a whole pass gave no batch. {self.report()}")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, on which its order depends."""
@@ -158,12 +162,22 @@ class SpeechBatches:
         """What was skipped so far, by reason and name."""
         if not self.skipped:
             return f"{len(self.utterances)} utterances, none skipped"
+        names: dict[str, list[str]] = {}
+        for name, reason in sorted(self.skipped.items()):
+            names.setdefault(reason, []).append(name)
         parts = [
-            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for reason, names in sorted(self.skipped.items())
+            f"{len(each)} {reason} ({', '.join(each[:3])}{', ...' if len(each) > 3 else ''})"
+            for reason, each in sorted(names.items())
         ]
-        total = sum(map(len, self.skipped.values()))
-        return f"{total} of {len(self.utterances)} utterances were skipped: {'; '.join(parts)}"
+        return (
+            f"{len(self.skipped)} of {len(self.utterances)} utterances were skipped: "
+            f"{'; '.join(parts)}"
+        )
+
+    def _warn(self) -> None:
+        if len(self.skipped) > self._reported:
+            self._reported = len(self.skipped)
+            warnings.warn(self.report(), stacklevel=3)
 
     # Planning ------------------------------------------------------------------------------------
 
@@ -174,18 +188,17 @@ class SpeechBatches:
         for number, utterance in enumerate(self.utterances):
             try:
                 seconds = duration_of(utterance)
+                _check_length(utterance, seconds, min_seconds, max_seconds)
             except AudioError as error:
-                self._skip(utterance, error.reason)
-                continue
-            if not min_seconds <= seconds <= max_seconds:
-                self._skip(utterance, "short" if seconds < min_seconds else "long")
+                self._skip(utterance, error)
                 continue
             usable.append(number)
             lengths.append(min(seconds, self.crop_seconds or seconds))
         if not usable:
             raise DatasetError(f"no utterance is left to read. {self.report()}")
         order = np.argsort(lengths, kind="stable")
-        edges = np.unique(np.quantile(lengths, np.linspace(0, 1, buckets + 1)[1:], method="higher"))
+        parts = np.linspace(0, 1, min(buckets, len(lengths)) + 1)[1:]
+        edges = np.unique(np.quantile(lengths, parts, method="higher"))
         place = np.searchsorted(edges, np.array(lengths)[order])
         self._buckets: list[tuple[tuple[list[int], float], int]] = []
         for number, edge in enumerate(edges):
@@ -215,25 +228,42 @@ class SpeechBatches:
 
     # Reading -------------------------------------------------------------------------------------
 
-    def _read(self, rows: list[int], seconds: float, epoch: int) -> list[SpeechBatch]:
+    def _batches(
+        self, planned: list[tuple[list[int], float]], epoch: int
+    ) -> Iterator[SpeechBatch | None]:
+        if not self.workers:
+            for rows, seconds in planned:
+                yield self._read(rows, seconds, epoch)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: deque[Future[SpeechBatch | None]] = deque()
+            for rows, seconds in planned:
+                ahead.append(pool.submit(self._read, rows, seconds, epoch))
+                if len(ahead) > 2 * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _read(self, rows: list[int], seconds: float, epoch: int) -> SpeechBatch | None:
         """This process's part of a batch; nothing where none of it can be read."""
         own = [self.utterances[i] for i in rows[self.rank :: self.world_size]]
-        size = int(np.ceil(seconds * self.sample_rate))
+        size = int(np.ceil(seconds * SAMPLE_RATE))
         waveforms, kept = [], []
         for utterance in own:
             samples = self._samples(utterance, size, epoch)
             if samples is not None:
                 waveforms.append(samples)
                 kept.append(utterance)
-        if not kept and self.world_size > 1:
-            return [self._replacement(size, epoch)]
-        return [self._batch(waveforms, kept, size, epoch)] if kept else []
+        if kept:
+            return self._batch(waveforms, kept, size, epoch)
+        return self._replacement(size, epoch) if self.world_size > 1 else None
 
     def _samples(self, utterance: Utterance, size: int, epoch: int) -> Tensor | None:
         try:
             samples = read_audio(utterance)
+            _check_length(utterance, len(samples) / SAMPLE_RATE, SHORTEST)
         except AudioError as error:
-            self._skip(utterance, error.reason)
+            self._skip(utterance, error)
             return None
         spare = len(samples) - size
         if spare > 0:
@@ -262,7 +292,15 @@ class SpeechBatches:
                 return self._batch([samples], [utterance], size, epoch)
         raise DatasetError(f"no utterance can be read. {self.report()}")
 
-    def _skip(self, utterance: Utterance, reason: str) -> None:
-        names = self.skipped.setdefault(reason, [])
-        if utterance.id not in names:
-            names.append(utterance.id)
+    def _skip(self, utterance: Utterance, error: AudioError) -> None:
+        if self.strict:
+            raise error
+        self.skipped[utterance.id] = error.reason
+
+
+def _check_length(utterance: Utterance, seconds: float, least: float, most: float = np.inf) -> None:
+    if not least <= seconds <= most:
+        raise AudioError(
+            "short" if seconds < least else "long",
+            f"utterance {utterance.id!r} lasts {seconds:g} s, expected {least:g} to {most:g} s",
+        )

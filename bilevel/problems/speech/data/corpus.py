@@ -49,6 +49,9 @@ def read_corpus(path: str | Path, format: str = "auto") -> list[Utterance]:
     ``folder``       any audio below a folder, ``name.txt`` beside it
     =============== ==========================================================================
 
+    AMI's recordings are to be cut by :func:`in_pieces`; its segments and words are read from
+    Lhotse's cuts.
+
     To reach a segment of a gzipped shard, all before it is unpacked: to train on YODAS, unpack its
     shards first, ``gunzip audio/*.tar.gz``.
 

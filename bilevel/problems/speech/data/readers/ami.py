@@ -1,6 +1,7 @@
 """AMI's folders of meetings: headsets (IHM) or the first distant microphone (SDM).
 
-Whole recordings, without transcripts: segments and words are read from Lhotse's cuts.
+Whole recordings without transcripts, for learning without labels in pieces; segments and words are
+read from Lhotse's cuts.
 """
 
 from __future__ import annotations
