@@ -156,8 +156,11 @@ def test_a_plan_is_a_table_and_a_graph() -> None:
 
 def test_capacities_are_checked() -> None:
     network = three_node()
-    with pytest.raises(ProblemError, match=r"shape \(3,\); expected one for each of 6 links"):
+    with pytest.raises(ProblemError, match=r"shape \(3,\), expected one number for each of 6"):
         assess(network, [1.0, 1.0, 1.0])
+    for strange in ("abc", ["1", "two", "3", "4", "5", "6"], [1j] * 6, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(ProblemError, match=r"capacity=.*expected one number for each of 6"):
+            assess(network, strange)
     for value in (-1.0, np.nan, np.inf):
         with pytest.raises(ProblemError, match=f"capacity of link 2 → 1 is {value}"):
             assess(network, [1.0, value, 1.0, 1.0, 1.0, 1.0])

@@ -221,7 +221,8 @@ def test_where_passengers_do_not_serve_a_planner_the_violation_says_so() -> None
     [
         ({"steps": 0}, "steps=0"),
         ({"polish": -1}, "polish=-1"),
-        ({"first_penalties": ()}, "first_penalties is empty"),
+        ({"first_penalties": ()}, r"first_penalties=\(\), expected one penalty or more"),
+        ({"first_penalties": 3.0}, "first_penalties=3.0, expected one penalty or more"),
         ({"first_penalties": (0.0,)}, "first_penalties=0.0"),
         ({"callbacks": print}, r"callbacks=.*callbacks=\[\.\.\.\]"),
     ],

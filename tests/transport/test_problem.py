@@ -10,7 +10,7 @@ import torch
 
 from bilevel import BLOCC, DifferenceOfConvex, Exact, Status
 from bilevel.callbacks import Checkpoint
-from bilevel.errors import DomainError, OptionError, VariableError
+from bilevel.errors import DomainError, OptionError, ProblemError, VariableError
 from bilevel.evaluation import Evaluation
 from bilevel.problems.transport import (
     PlanLimits,
@@ -167,6 +167,9 @@ def test_variables_of_another_form_are_refused() -> None:
         solver.solve(problem, a, {**y, "flow": y["flow"][:, :2]})
     with pytest.raises(DomainError):
         solver.solve(problem, -a, y)
+    for capacity in (-1.0, None, "many", [1.0, 2.0]):
+        with pytest.raises(ProblemError, match="capacity"):
+            transport_start(network, capacity)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="commodities='origins'"):
         transport_problem(network, commodities="origins")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="extrapolation=1"):

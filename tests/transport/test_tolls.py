@@ -98,7 +98,12 @@ class TestProfit:
 
     @pytest.mark.parametrize(
         ("toll", "message"),
-        [(np.zeros(5), "shape"), (np.full(6, -1.0), "-1"), (np.full(6, np.nan), "nan")],
+        [
+            (np.zeros(5), "shape"),
+            (np.full(6, -1.0), "-1"),
+            (np.full(6, np.nan), "nan"),
+            ("abc", "one number for each of 6"),
+        ],
     )
     def test_tolls_that_make_no_sense_are_refused(self, toll: np.ndarray, message: str) -> None:
         with pytest.raises(ProblemError, match=message):

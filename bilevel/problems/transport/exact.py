@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.special import xlogy
 
-from bilevel.errors import ProblemError, ResponseError
+from bilevel.errors import ResponseError
 from bilevel.problems.transport.network import IndexArray, TransportNetwork
 from bilevel.problems.transport.tables import Array
 
@@ -99,7 +99,7 @@ def exact_response(network: TransportNetwork, capacity: npt.ArrayLike) -> ExactR
     ResponseError
         The gap or a constraint's relative violation is above 1e-7, or the solver fails.
     """
-    a = _checked_capacity(network, capacity)
+    a = network.per_link("capacity", capacity)
     form = _node_link_form(network, a)
     total = float(network.demand.sum())
     # No load exceeds the total demand; a scale that is far larger would cost the solver digits.
@@ -125,21 +125,6 @@ def exact_response(network: TransportNetwork, capacity: npt.ArrayLike) -> ExactR
         )
     load[load < _SMALLEST_LOAD * network.demand.max()] = 0.0
     return ExactResponse(share, load, toll, primal, gap)
-
-
-def _checked_capacity(network: TransportNetwork, capacity: npt.ArrayLike) -> Array:
-    a = np.array(capacity, dtype=np.float64)
-    links = len(network.links)
-    if a.shape != (links,):
-        raise ProblemError(f"capacities of shape {a.shape}; expected one for each of {links} links")
-    bad = np.flatnonzero(~(np.isfinite(a) & (a >= 0)))
-    if bad.size:
-        i, j = (network.links[end].tolist()[bad[0]] for end in "ij")
-        raise ProblemError(
-            f"the capacity of link {i!r} → {j!r} is {a[bad[0]]}; "
-            "expected a finite number that is not negative"
-        )
-    return a
 
 
 def _node_link_form(network: TransportNetwork, capacity: Array) -> _NodeLinkForm:

@@ -278,6 +278,35 @@ class TransportNetwork:
         """Shape (K,): m."""
         return _frozen(self.pairs["m"])
 
+    def per_link(self, name: str, values: npt.ArrayLike, *, infinite: bool = False) -> Array:
+        """Numbers >= 0, one a link, as a new array of shape (E,).
+
+        Raises
+        ------
+        ProblemError
+            Values of another kind or number, one that is negative or NaN, or infinite where it may
+            not be.
+        """
+        try:
+            array = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ProblemError(
+                f"{name}={values!r}, expected one number for each of {len(self.links)} links"
+            ) from error
+        if array.shape != (len(self.links),):
+            raise ProblemError(
+                f"{name} has shape {array.shape}, expected one number for each of "
+                f"{len(self.links)} links"
+            )
+        wrong = np.flatnonzero(~((array >= 0) & (infinite | np.isfinite(array))))
+        if len(wrong):
+            i, j = (self.links[end].tolist()[wrong[0]] for end in "ij")
+            raise ProblemError(
+                f"{name} of link {i!r} → {j!r} is {array[wrong[0]]}, expected a number >= 0"
+                + (", or numpy.inf for a link that is not built" if infinite else "")
+            )
+        return array
+
     def _indices(self, labels: pd.Series[Any]) -> IndexArray:
         index = {node: position for position, node in enumerate(self.nodes)}
         array = np.array([index[label] for label in labels.tolist()], dtype=np.intp)

@@ -132,10 +132,12 @@ def plan_network(
     check_count("steps", steps)
     check_count("polish", polish, least=0)
     check_count("seed", seed, least=0)
+    if not isinstance(first_penalties, Sequence) or not len(first_penalties):
+        raise OptionError(
+            f"first_penalties={first_penalties!r}, expected one penalty or more, such as (1.0,)"
+        )
     for first in first_penalties:
         check_positive("first_penalties", first)
-    if not len(first_penalties):
-        raise OptionError("first_penalties is empty, expected one penalty or more, such as (1.0,)")
     if not isinstance(callbacks, Sequence):
         raise OptionError(f"callbacks={callbacks!r}, expected a list: callbacks=[...]")
     limits = PlanLimits() if limits is None else limits

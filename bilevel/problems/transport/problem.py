@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -146,9 +148,16 @@ def transport_start(
     capacity : float or array of shape (E,)
     commodities : {"destinations", "pairs"}
         As in the problem.
+
+    Raises
+    ------
+    ProblemError
+        A capacity is no number >= 0, or there is not one a link.
     """
     links, pairs = len(network.tail), len(network.origin)
-    a = torch.from_numpy(np.broadcast_to(np.asarray(capacity, dtype=np.float64), (links,)).copy())
+    if isinstance(capacity, Real):
+        capacity = np.full(links, float(capacity))
+    a = torch.from_numpy(network.per_link("capacity", capacity))
     flows = Commodities(network, commodities).count
     half = torch.full((pairs,), 0.5, dtype=torch.float64)
     return a, {"share": half, "flow": torch.zeros(links, flows, dtype=torch.float64)}

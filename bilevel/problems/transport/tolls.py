@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from bilevel.errors import ProblemError
 from bilevel.problems.transport.network import IndexArray, TransportNetwork
 from bilevel.problems.transport.tables import Array
 
@@ -93,7 +92,7 @@ def toll_plan(network: TransportNetwork, toll: npt.ArrayLike) -> TollPlan:
     ProblemError
         The tolls do not fit the network, or one is negative or not a number.
     """
-    prices = _validated(network, toll)
+    prices = network.per_link("toll", toll, infinite=True)
     routes = cheapest_routes(network, prices)
     pair = network.origin, network.destination
     share: Array = expit(network.alternative_cost - routes.price[pair])
@@ -121,7 +120,7 @@ def toll_profit(network: TransportNetwork, toll: npt.ArrayLike) -> float:
     ProblemError
         See :func:`toll_plan`.
     """
-    routes = cheapest_routes(network, _validated(network, toll))
+    routes = cheapest_routes(network, network.per_link("toll", toll, infinite=True))
     pair = network.origin, network.destination
     return float(pair_profits(network, routes.price[pair], routes.cost[pair]).sum())
 
@@ -187,19 +186,3 @@ def cheapest_routes(network: TransportNetwork, toll: Array) -> Routes:
         first = np.where(shorter, first[:, k, None], first)
         merged = np.where(shorter, via, merged)
     return Routes(merged - TIE * cost, cost, first)
-
-
-def _validated(network: TransportNetwork, toll: npt.ArrayLike) -> Array:
-    prices = np.array(toll, dtype=np.float64)
-    if prices.shape != network.tail.shape:
-        raise ProblemError(
-            f"toll has shape {prices.shape}, expected {network.tail.shape}: one a link"
-        )
-    wrong = np.flatnonzero(~(prices >= 0))
-    if len(wrong):
-        i, j = (network.links[end].tolist()[wrong[0]] for end in "ij")
-        raise ProblemError(
-            f"toll of link {i!r} to {j!r} is {prices[wrong[0]]!r}, expected a number >= 0, or "
-            "numpy.inf for a link that is not built"
-        )
-    return prices
