@@ -46,6 +46,13 @@ class TestGreedy:
         assert greedy_decode(log_probs, torch.tensor([7, 7])) == [[2, 2, 3, 1], [1, 2]]
         assert greedy_decode(log_probs, torch.tensor([3, 1])) == [[2], []]
 
+    def test_nan_is_refused_inside_an_utterance(self) -> None:
+        log_probs = torch.zeros(2, 3, 4)
+        log_probs[1, 2, 1] = torch.nan
+        assert greedy_decode(log_probs, torch.tensor([3, 2])) == [[], []]
+        with pytest.raises(OptionError, match="NaN"):
+            greedy_decode(log_probs, torch.tensor([3, 3]))
+
 
 class TestBeamSearch:
     @pytest.mark.parametrize("seed", range(5))
@@ -82,7 +89,7 @@ class TestBeamSearch:
         sums = all_sums(log_probs)
         assert found.keys() == sums.keys()
         for tokens, ctc in sums.items():
-            words = str(AB.decode(tokens)).split()
+            words = AB.decode(tokens).split()
             unknown = sum(word not in ("a", "b", "ab") for word in words)
             prior = 0.7 * math.log(10) * model.score(words) + 0.4 * len(words) - 1.5 * unknown
             assert found[tokens].ctc == pytest.approx(ctc, abs=1e-9)
@@ -109,7 +116,7 @@ class TestBeamSearch:
             sums = all_sums(log_probs)
             assert found.keys() == sums.keys()
             for tokens, ctc in sums.items():
-                words = phones.decode(tokens)
+                words = phones.decode(tokens).split()
                 part = 0.7 * math.log(10) * model.score(words) + 0.4 * len(words)
                 part -= 1.5 * words.count("zh")
                 assert found[tokens].score == pytest.approx(ctc + part, abs=1e-5)

@@ -12,7 +12,8 @@ from signals import features, inputs, model, options
 from torch import Tensor, nn
 
 from bilevel.errors import DatasetError, OptionError
-from bilevel.problems.speech import SpeechEncoder, SpeechModel
+from bilevel.problems.speech import SpeechEncoder, SpeechInputs, SpeechModel
+from bilevel.problems.speech.data import Phone, Utterance
 from bilevel.problems.speech.recognition import (
     BeamSearch,
     Recogniser,
@@ -71,29 +72,35 @@ class TestRecognition:
     def test_transcripts_pair_what_was_said_with_what_was_heard(self) -> None:
         heard, x, counts = played([[1, 2], [2, 0]], PHONES)
 
-        @dataclasses.dataclass(frozen=True)
-        class Phone:
-            symbol: str
-            start: float = 0.0
-            end: float = 0.0
-
-        @dataclasses.dataclass(frozen=True)
-        class Said:
-            id: str
-            phones: tuple[Phone, ...]
-            text: str | None = None
-
-        @dataclasses.dataclass(frozen=True)
-        class Batch:
-            features: Tensor
-            frame_counts: Tensor
-            utterances: tuple[Said, ...]
-
-        said = Said("first", (Phone("AH"), Phone("AH"))), Said("second", (Phone("B"),))
-        assert transcribe(heard, [Batch(x, counts, said)]) == [
-            Transcript("first", "AH AH", "AH B"),
+        aligned = tuple(Phone("AH", i, i + 1) for i in (0, 1)), (Phone("B", 0, 1),)
+        said = [
+            Utterance(name, Path("x.wav"), phones=phones, speaker=speaker)
+            for name, phones, speaker in zip(
+                ("first", "second"), aligned, ("Ann", None), strict=True
+            )
+        ]
+        batch = SpeechInputs.of(x, counts, [0, 1], said)
+        assert transcribe(heard, [batch]) == [
+            Transcript("first", "AH AH", "AH B", "Ann"),
             Transcript("second", "B", "B"),
         ]
+
+    def test_a_search_over_other_symbols_is_refused(self) -> None:
+        heard, x, counts = played([[1, 2]], PHONES)
+        other = Vocabulary(("<blank>", "AH", "ZH"), "phones")
+        with pytest.raises(OptionError, match="vocabulary of 3 symbols is not the recogniser's"):
+            heard.recognise(x, counts, BeamSearch(vocabulary=other))
+
+    def test_weights_that_are_not_finite_are_not_heard(self) -> None:
+        heard, x, counts = played([[1, 2]], PHONES)
+        nn.init.constant_(heard.head.bias, torch.nan)
+        with pytest.raises(OptionError, match="NaN"):
+            heard.recognise(x, counts)
+
+    @pytest.mark.parametrize("dropout", [5, -0.1, float("nan"), "x"])
+    def test_dropout_is_a_share(self, dropout: float) -> None:
+        with pytest.raises(OptionError, match="dropout="):
+            Recogniser(Played(), PHONES, dropout)
 
 
 class TestFiles:
@@ -118,7 +125,7 @@ class TestFiles:
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["model"] == "bilevel.problems.speech.recogniser"
         assert config["encoder"]["window"] == 9
-        assert json.loads((tmp_path / "vocabulary.json").read_text())["symbols"][1:] == ["AH", "B"]
+        assert config["vocabulary"]["symbols"][1:] == ["AH", "B"]
 
     def test_an_encoder_of_unknown_options_is_not_saved(self, tmp_path: Path) -> None:
         heard, _, _ = played([[1]], PHONES)
@@ -137,11 +144,11 @@ class TestFiles:
         recogniser().save_pretrained(tmp_path)
         with pytest.raises(DatasetError, match=r"kind '.*recogniser', expected"):
             SpeechModel.from_pretrained(tmp_path)
-        PHONES.save(tmp_path / "vocabulary.json")
-        with pytest.raises(DatasetError, match=r"does not hold .*\s+size mismatch for head"):
-            Recogniser.from_pretrained(tmp_path)
-        (tmp_path / "vocabulary.json").unlink()
-        with pytest.raises(DatasetError, match="no vocabulary"):
+        with pytest.raises(DatasetError, match="no model at"):
+            Recogniser.from_pretrained(tmp_path / "model.safetensors")
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").mkdir()
+        with pytest.raises(DatasetError, match="no configuration of a model"):
             Recogniser.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize(
@@ -149,7 +156,11 @@ class TestFiles:
         [
             ({"encoder": {"layers": 3}}, "describes no model: TypeError"),
             ({"encoder": {"layers": 3, "width": 30, "attention_heads": 4}}, "width=30"),
-            ({"dropout": "much"}, "could not convert"),
+            ({"dropout": "much"}, "dropout='much'"),
+            ({"dropout": 5}, "dropout=5"),
+            ({"vocabulary": {"kind": "phones", "symbols": ["<blank>"]}}, r"KeyError\('skipped'\)"),
+            ({"vocabulary": dataclasses.asdict(PHONES) | {"skipped": []}}, r"size mismatch for"),
+            ({"vocabulary": {"kind": "phones", "symbols": ["a"], "skipped": []}}, "the blank"),
             ({"model": None}, "kind None"),
         ],
     )
@@ -161,6 +172,27 @@ class TestFiles:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(DatasetError, match=message):
             Recogniser.from_pretrained(tmp_path)
+
+    def test_broken_weights_and_nested_configurations_are_refused(self, tmp_path: Path) -> None:
+        broken = recogniser()
+        with torch.no_grad():
+            broken.head.weight[0, 0] = torch.inf
+        broken.save_pretrained(tmp_path)
+        with pytest.raises(DatasetError, match=r"safetensors: head.weight holds NaN or infinite"):
+            Recogniser.from_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text("[" * 100_000)
+        with pytest.raises(DatasetError, match="RecursionError"):
+            Recogniser.from_pretrained(tmp_path)
+
+    def test_what_cannot_be_written_leaves_what_was_there(self, tmp_path: Path) -> None:
+        recogniser().save_pretrained(tmp_path)
+        before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+        unwritable = recogniser(Vocabulary(("<blank>", "\ud800")))
+        with pytest.raises(UnicodeEncodeError):
+            unwritable.save_pretrained(tmp_path)
+        assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+        with pytest.raises(DatasetError, match=r"config.json/model.safetensors cannot be written"):
+            recogniser().save_pretrained(tmp_path / "config.json")
 
 
 def test_log_probabilities_stay_in_single_precision_under_autocast() -> None:

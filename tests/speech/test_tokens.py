@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,8 @@ class TestPhones:
         assert self.vocabulary.space is None
         assert self.vocabulary.target(spoken(phones="t ah sil s")) == [3, 1, 2]
         assert self.vocabulary.encode("t ah") == self.vocabulary.encode(["t", "ah"]) == [3, 1]
-        assert self.vocabulary.decode([3, 1]) == ["t", "ah"]
+        assert self.vocabulary.decode([3, 1]) == "t ah"
+        assert self.vocabulary.words(spoken(phones="t ah sil s")) == ["t", "ah", "s"]
 
     def test_what_they_refuse(self) -> None:
         with pytest.raises(DatasetError, match="utterance 'u7' has the symbol 'zh' at position 0"):
@@ -70,45 +70,8 @@ class TestPhones:
             self.vocabulary.target(spoken("text only"))
         with pytest.raises(DatasetError, match="none of the utterances has phones"):
             Vocabulary.of_phones([spoken("text only")])
-
-
-class TestFiles:
-    @pytest.mark.parametrize(
-        "vocabulary",
-        [Vocabulary.of_texts(["žluťoučký", "a b"], skipped="."), TestPhones.vocabulary],
-    )
-    def test_read_again_it_is_the_same(self, vocabulary: Vocabulary, tmp_path: Path) -> None:
-        vocabulary.save(tmp_path / "vocabulary.json")
-        assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("{", "JSONDecodeError"),
-            ("[]", "TypeError"),
-            ('{"symbols": ["<blank>"], "skipped": []}', "KeyError: 'kind'"),
-            ('{"symbols": ["<blank>", 1], "kind": "phones", "skipped": []}', "not a string"),
-            ('{"symbols": ["a"], "kind": "phones", "skipped": []}', "expected the blank"),
-        ],
-    )
-    def test_others_are_refused(self, content: str, message: str, tmp_path: Path) -> None:
-        path = tmp_path / "vocabulary.json"
-        path.write_text(content)
-        with pytest.raises(DatasetError, match=message):
-            Vocabulary.load(path)
-
-    def test_a_missing_one(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetError, match="no vocabulary at"):
-            Vocabulary.load(tmp_path / "none.json")
-
-    def test_are_readable(self, tmp_path: Path) -> None:
-        TestPhones.vocabulary.save(tmp_path / "v.json")
-        content = json.loads((tmp_path / "v.json").read_text())
-        assert content == {
-            "kind": "phones",
-            "symbols": ["<blank>", "ah", "s", "t"],
-            "skipped": ["sil"],
-        }
+        with pytest.raises(OptionError, match=r"skipped='sil', expected a list of phones"):
+            Vocabulary.of_phones([spoken(phones="sil s")], skipped="sil")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +83,7 @@ class TestFiles:
         (("<blank>", "ab"), "characters", "not a single character"),
         (("<blank>", ""), "phones", "empty"),
         (("<blank>", "a"), "words", "kind='words'"),
+        (("<blank>", 1), "phones", "not a string"),
     ],
 )
 def test_contradictory_symbols_are_refused(

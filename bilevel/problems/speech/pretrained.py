@@ -10,6 +10,7 @@ from torch import nn
 
 from bilevel.errors import DatasetError
 from bilevel.extras import require
+from bilevel.problems.speech.files import replacing
 
 _WEIGHTS, _CONFIGURATION = "model.safetensors", "config.json"
 
@@ -27,15 +28,25 @@ def save_model(module: nn.Module, folder: Path, kind: str, configuration: dict[s
         What the module is, so that another class refuses the folder.
     configuration
         What the module is built from.
+
+    Raises
+    ------
+    DatasetError
+        A file cannot be written; one that was there stays.
     """
     safetensors = require("safetensors.torch", "speech")
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.detach().contiguous().cpu() for name, value in module.state_dict().items()
     }
-    safetensors.save_file(weights, folder / _WEIGHTS)
-    text = json.dumps({"model": kind, **configuration}, indent=1) + "\n"
-    (folder / _CONFIGURATION).write_text(text, encoding="utf-8")
+    text = json.dumps({"model": kind, **configuration}, indent=1, ensure_ascii=False) + "\n"
+    encoded = text.encode()
+    with replacing(folder / _WEIGHTS) as path:
+        try:
+            safetensors.save_file(weights, path)
+        except require("safetensors", "speech").SafetensorError as error:
+            raise OSError(str(error)) from error
+    with replacing(folder / _CONFIGURATION) as path:
+        path.write_bytes(encoded)
 
 
 def read_configuration(folder: Path, kind: str) -> dict[str, Any]:
@@ -50,12 +61,12 @@ def read_configuration(folder: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["model"]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(
             f"no model at {folder}: expected a folder of save_pretrained(), which holds "
             f"{_CONFIGURATION} and {_WEIGHTS}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{path} is no configuration of a model: {error!r}") from error
     if found != kind:
         raise DatasetError(f"{path} is of a model of kind {found!r}, expected {kind!r}")
@@ -73,13 +84,17 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     Raises
     ------
     DatasetError
-        the file is missing, damaged, or of a module of other shapes.
+        the file is missing, damaged, of a module of other shapes, or not finite.
     """
     safetensors = require("safetensors.torch", "speech")
     path = folder / _WEIGHTS
     if not path.is_file():
         raise DatasetError(f"no weights at {path}: expected a folder of save_pretrained()")
     try:
-        module.load_state_dict(safetensors.load_file(path))
+        weights = safetensors.load_file(path)
+        module.load_state_dict(weights)
     except Exception as error:  # whatever the damaged bytes happen to decode to
         raise DatasetError(f"{path} does not hold this model's weights: {error}") from error
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise DatasetError(f"{path}: {name} holds NaN or infinite values")

@@ -9,7 +9,6 @@ from bilevel.problems.speech.recognition.greedy import greedy_decode
 from bilevel.problems.speech.recognition.kneser_ney import estimate_ngrams
 from bilevel.problems.speech.recognition.ngram import Level, NGramModel
 from bilevel.problems.speech.recognition.recogniser import (
-    LabelledBatch,
     Recogniser,
     Transcript,
     transcribe,
@@ -20,7 +19,6 @@ __all__ = [
     "BeamSearch",
     "FineTuningOptions",
     "Hypothesis",
-    "LabelledBatch",
     "Level",
     "NGramModel",
     "Recogniser",

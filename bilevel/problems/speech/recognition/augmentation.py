@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.errors import OptionError
-from bilevel.options import check_count
+from bilevel.options import check_count, check_share
 from bilevel.problems.speech.noise import KeyedNoise
 
 
@@ -38,8 +37,7 @@ class SpecAugment:
     def __post_init__(self) -> None:
         for name in ("time_bands", "time_width", "mel_bands", "mel_width"):
             check_count(name, getattr(self, name), least=0)
-        if not 0 <= self.time_share <= 1:
-            raise OptionError(f"time_share={self.time_share!r}, expected a share between 0 and 1")
+        check_share("time_share", self.time_share)
 
     def __call__(self, features: Tensor, frame_counts: Tensor, noise: KeyedNoise) -> Tensor:
         """Blank bands of [B, F, 80] features, of each utterance its own."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import OptionError
-from bilevel.options import check_count, check_positive
+from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problems.speech.recognition.augmentation import SpecAugment
 from bilevel.solvers import PBGDFree
 
@@ -54,14 +54,15 @@ class FineTuningOptions:
     def __post_init__(self) -> None:
         for name in ("head_lr", "encoder_lr", "final", "clip_norm"):
             check_positive(name, getattr(self, name))
-        check_count("frozen_steps", self.frozen_steps, least=0)
-        if not (self.warmup >= 0 and self.hold >= 0 and self.warmup + self.hold <= 1):
+        for name in ("warmup", "hold", "final"):
+            check_share(name, getattr(self, name))
+        if self.warmup + self.hold > 1:
             raise OptionError(
-                f"warmup={self.warmup!r} and hold={self.hold!r}, expected shares of the steps "
-                "that add up to at most 1"
+                f"warmup={self.warmup} and hold={self.hold}, expected shares of the steps that "
+                "add up to at most 1"
             )
-        if not self.weight_decay >= 0:
-            raise OptionError(f"weight_decay={self.weight_decay!r}, expected a number >= 0")
+        check_count("frozen_steps", self.frozen_steps, least=0)
+        check_nonnegative("weight_decay", self.weight_decay)
         if self.autocast not in (None, torch.bfloat16):
             raise OptionError(
                 f"autocast={self.autocast}, expected torch.bfloat16 or None: float16 would need "

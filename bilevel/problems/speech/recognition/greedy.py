@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bilevel.errors import OptionError
 from bilevel.problems.speech.recognition.tokens import BLANK
 
 
@@ -22,9 +23,16 @@ def greedy_decode(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
     -------
     list of lists of int
         The symbols of each utterance.
+
+    Raises
+    ------
+    OptionError
+        A log probability is NaN.
     """
     best = log_probs.argmax(dim=-1)
     inside = torch.arange(best.shape[1], device=best.device) < lengths.to(best.device)[:, None]
+    if bool((log_probs.isnan().any(dim=-1) & inside).any()):
+        raise OptionError("the log probabilities contain NaN, so no symbol is best")
     changed = torch.ones_like(inside)
     changed[:, 1:] = best[:, 1:] != best[:, :-1]
     kept = inside & changed & (best != BLANK)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from bilevel.errors import OptionError
+from bilevel.options import check_share
 from bilevel.problems.speech.encoder import SpeechEncoder
+from bilevel.problems.speech.inputs import SpeechInputs
 from bilevel.problems.speech.model import evaluating
 from bilevel.problems.speech.options import EncoderOptions
 from bilevel.problems.speech.pretrained import (
@@ -22,29 +24,12 @@ from bilevel.problems.speech.pretrained import (
     unusable,
 )
 from bilevel.problems.speech.recognition.greedy import greedy_decode
-from bilevel.problems.speech.recognition.tokens import LabelledUtterance, Vocabulary
+from bilevel.problems.speech.recognition.tokens import Vocabulary
 
 #: From log probabilities [B, T, V] and lengths [B] to the symbols of each utterance.
 Decoder: TypeAlias = Callable[[Tensor, Tensor], list[list[int]]]
 
 _KIND = "bilevel.problems.speech.recogniser"
-_VOCABULARY = "vocabulary.json"
-
-
-class LabelledBatch(Protocol):
-    """A padded batch of utterances and their features."""
-
-    @property
-    def features(self) -> Tensor:
-        """[B, F, 80]."""
-
-    @property
-    def frame_counts(self) -> Tensor:
-        """[B], feature frames of each utterance."""
-
-    @property
-    def utterances(self) -> Sequence[LabelledUtterance]:
-        """Whose features they are."""
 
 
 class Recogniser(nn.Module):
@@ -53,8 +38,9 @@ class Recogniser(nn.Module):
     Parameters
     ----------
     encoder
-        Module with an attribute ``width`` = d that takes features [B, F, 80] and their frame counts
-        [B] to hidden states [B, T, d] and their lengths [B].
+        Module with an attribute ``width`` = d that takes features [B, F, 80], log-mel spectra
+        normalised as those of :class:`~bilevel.problems.speech.SpeechInputs` are, and their frame
+        counts [B] to hidden states [B, T, d] and their lengths [B], a quarter of the counts.
     vocabulary
         The symbols.
     dropout
@@ -63,6 +49,7 @@ class Recogniser(nn.Module):
 
     def __init__(self, encoder: nn.Module, vocabulary: Vocabulary, dropout: float = 0.1) -> None:
         super().__init__()
+        check_share("dropout", dropout, below_one=True)
         self.encoder = encoder
         self.vocabulary = vocabulary
         self.dropout = nn.Dropout(dropout)
@@ -84,18 +71,26 @@ class Recogniser(nn.Module):
         features, frame_counts
             [B, F, 80] and [B], on any device.
         decoder
-            :func:`greedy_decode`, or a :class:`BeamSearch`.
+            :func:`greedy_decode`, or a :class:`BeamSearch` over the recogniser's vocabulary.
         """
+        searched = getattr(decoder, "vocabulary", self.vocabulary)
+        if searched.symbols != self.vocabulary.symbols:
+            raise OptionError(
+                f"the decoder's vocabulary of {len(searched)} symbols is not the recogniser's of "
+                f"{len(self.vocabulary)}: give it vocabulary=recogniser.vocabulary"
+            )
         device = self.head.weight.device
         with torch.inference_mode(), evaluating(self):
             outputs = self(features.to(device), frame_counts.to(device))
-        return [_text(self.vocabulary.decode(tokens)) for tokens in decoder(*outputs)]
+        return [self.vocabulary.decode(tokens) for tokens in decoder(*outputs)]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, ``config.json`` and ``vocabulary.json``.
+        """Write ``model.safetensors`` and ``config.json``.
 
         Raises
         ------
+        DatasetError
+            A file cannot be written.
         OptionError
             the encoder is not a :class:`~bilevel.problems.speech.SpeechEncoder`.
         """
@@ -104,10 +99,16 @@ class Recogniser(nn.Module):
                 f"the encoder is a {type(self.encoder).__name__}, whose options are not known: only"
                 " recognisers with a SpeechEncoder can be saved; keep the state_dict() of others"
             )
-        folder = Path(folder)
-        options = dataclasses.asdict(self.encoder.options)
-        save_model(self, folder, _KIND, {"encoder": options, "dropout": self.dropout.p})
-        self.vocabulary.save(folder / _VOCABULARY)
+        configuration = {
+            "encoder": dataclasses.asdict(self.encoder.options),
+            "dropout": self.dropout.p,
+            "vocabulary": {
+                "kind": self.vocabulary.kind,
+                "symbols": list(self.vocabulary.symbols),
+                "skipped": sorted(self.vocabulary.skipped),
+            },
+        }
+        save_model(self, Path(folder), _KIND, configuration)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Recogniser:
@@ -121,26 +122,38 @@ class Recogniser(nn.Module):
         folder = Path(folder)
         content = read_configuration(folder, _KIND)
         try:
-            encoder, dropout = EncoderOptions(**content["encoder"]), float(content["dropout"])
+            words = content["vocabulary"]
+            vocabulary = Vocabulary(
+                tuple(words["symbols"]), words["kind"], frozenset(words["skipped"])
+            )
+            encoder = SpeechEncoder(EncoderOptions(**content["encoder"]))
+            recogniser = cls(encoder, vocabulary, content["dropout"])
         except (KeyError, TypeError, ValueError, OptionError) as error:
             raise unusable(folder, error) from error
-        vocabulary = Vocabulary.load(folder / _VOCABULARY)
-        recogniser = cls(SpeechEncoder(encoder), vocabulary, dropout)
         load_weights(recogniser, folder)
         return recogniser.eval()
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said, and what was recognised: texts, or phones with spaces between them."""
+    """What was said, and what was recognised: texts, or phones with spaces between them.
+
+    Attributes
+    ----------
+    id, speaker
+        Of the utterance; ``None`` where the speaker is not known.
+    reference, hypothesis
+        What was said, and what was recognised.
+    """
 
     id: str
     reference: str
     hypothesis: str
+    speaker: str | None = None
 
 
 def transcribe(
-    recogniser: Recogniser, batches: Iterable[LabelledBatch], decoder: Decoder = greedy_decode
+    recogniser: Recogniser, batches: Iterable[SpeechInputs], decoder: Decoder = greedy_decode
 ) -> list[Transcript]:
     """Recognise every utterance of one pass over the batches.
 
@@ -158,10 +171,6 @@ def transcribe(
         heard = recogniser.recognise(batch.features, batch.frame_counts, decoder)
         for utterance, hypothesis in zip(batch.utterances, heard, strict=True):
             vocabulary = recogniser.vocabulary
-            reference = _text(vocabulary.decode(vocabulary.target(utterance)))
-            found.append(Transcript(utterance.id, reference, hypothesis))
+            reference = vocabulary.decode(vocabulary.target(utterance))
+            found.append(Transcript(utterance.id, reference, hypothesis, utterance.speaker))
     return found
-
-
-def _text(decoded: Any) -> str:
-    return decoded if isinstance(decoded, str) else " ".join(decoded)

@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from bilevel.errors import DatasetError, OptionError
 
+if TYPE_CHECKING:
+    from bilevel.problems.speech.data import Utterance
+
 #: Index of the blank in every vocabulary.
 BLANK = 0
-#: How the blank is written in files; decoding never yields it.
+#: How the blank is written; decoding never yields it.
 BLANK_SYMBOL = "<blank>"
 KINDS = ("characters", "phones")
-
-
-class LabelledPhone(Protocol):
-    """A phone of an alignment."""
-
-    @property
-    def symbol(self) -> str:
-        """The phone."""
-
-    @property
-    def start(self) -> float:
-        """Seconds from the utterance's start."""
-
-    @property
-    def end(self) -> float:
-        """Seconds from the utterance's start."""
-
-
-class LabelledUtterance(Protocol):
-    """What is read of an utterance here: its name, its text and its phones."""
-
-    @property
-    def id(self) -> str:
-        """Unique name."""
-
-    @property
-    def text(self) -> str | None:
-        """Transcript, where there is one."""
-
-    @property
-    def phones(self) -> Sequence[LabelledPhone]:
-        """Phones in the order of time; none where there is no alignment."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +34,8 @@ class Vocabulary:
     Raises
     ------
     OptionError
-        symbols without the blank in front, doubled, empty, or also skipped; another kind.
+        symbols without the blank in front, doubled, empty, no strings, or also skipped; another
+        kind.
     """
 
     symbols: tuple[str, ...]
@@ -83,6 +52,8 @@ class Vocabulary:
                 "in front: it is index 0"
             )
         for index, symbol in enumerate(self.symbols):
+            if not isinstance(symbol, str):
+                raise OptionError(f"symbol {symbol!r} (index {index}) is not a string")
             if symbol in self._index or not symbol or symbol in self.skipped:
                 raise OptionError(
                     f"symbol {symbol!r} (index {index}) is empty, given twice, or also skipped"
@@ -107,16 +78,18 @@ class Vocabulary:
         return cls((BLANK_SYMBOL, *sorted(found)), "characters", skipped)
 
     @classmethod
-    def of_phones(
-        cls, utterances: Iterable[LabelledUtterance], skipped: Iterable[str] = ()
-    ) -> Vocabulary:
+    def of_phones(cls, utterances: Iterable[Utterance], skipped: Iterable[str] = ()) -> Vocabulary:
         """The phones of aligned utterances, sorted.
 
         Raises
         ------
         DatasetError
             none of the utterances has phones.
+        OptionError
+            ``skipped`` is a single string.
         """
+        if isinstance(skipped, str):
+            raise OptionError(f"skipped={skipped!r}, expected a list of phones: [{skipped!r}]")
         skipped = frozenset(skipped)
         found = {phone.symbol for each in utterances for phone in each.phones} - skipped
         if not found:
@@ -125,40 +98,6 @@ class Vocabulary:
                 "Vocabulary.of_texts"
             )
         return cls((BLANK_SYMBOL, *sorted(found)), "phones", skipped)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        DatasetError
-            the file is missing, or is not a vocabulary.
-        """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            symbols, kind, skipped = content["symbols"], content["kind"], content["skipped"]
-            if not all(isinstance(each, str) for each in (*symbols, *skipped)):
-                raise TypeError("a symbol is not a string")
-            return cls(tuple(symbols), kind, frozenset(skipped))
-        except FileNotFoundError as error:
-            raise DatasetError(f"no vocabulary at {path}; Vocabulary.save writes one") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{path} is not a vocabulary ({type(error).__name__}: {error}); expected the JSON "
-                "of Vocabulary.save: symbols, kind, skipped"
-            ) from error
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary as JSON."""
-        content = {
-            "kind": self.kind,
-            "symbols": list(self.symbols),
-            "skipped": sorted(self.skipped),
-        }
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
 
     def encode(self, transcript: str | Iterable[str], name: str = "the transcript") -> list[int]:
         """Indices of a transcript's symbols.
@@ -191,7 +130,7 @@ class Vocabulary:
             indices.append(index)
         return indices
 
-    def target(self, utterance: LabelledUtterance) -> list[int]:
+    def target(self, utterance: Utterance) -> list[int]:
         """Indices of an utterance's text or phones; raises as :meth:`encode`, naming it."""
         name = f"utterance {utterance.id!r}"
         transcript = utterance.phones if self.kind == "phones" else utterance.text
@@ -205,12 +144,11 @@ class Vocabulary:
         assert utterance.text is not None
         return self.encode(utterance.text, name)
 
-    def words(self, utterance: LabelledUtterance) -> list[str]:
+    def words(self, utterance: Utterance) -> list[str]:
         """What a language model scores of an utterance: the words of its text, or its phones."""
-        decoded = self.decode(self.target(utterance))
-        return decoded.split() if isinstance(decoded, str) else decoded
+        return self.decode(self.target(utterance)).split()
 
-    def decode(self, indices: Iterable[int]) -> str | list[str]:
-        """The text of characters' indices, or the list of phones."""
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of characters' indices, or phones with spaces between them."""
         symbols = [self.symbols[index] for index in indices if index != BLANK]
-        return "".join(symbols) if self.kind == "characters" else symbols
+        return ("" if self.kind == "characters" else " ").join(symbols)
