@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from bilevel.errors import DatasetError, OptionError
-from bilevel.problems.speech.data import espeak_corpus, read_audio
+from bilevel.problems.speech.data import espeak, espeak_corpus, read_audio
 from bilevel.problems.speech.data.espeak import TEST_VARIANTS, VARIANTS
 from bilevel.problems.speech.data.phones import PHONES, SILENCE, fold_phone
 from bilevel.problems.speech.data.sentences import library_sentences
@@ -92,34 +93,97 @@ def test_choices_follow_the_seed(corpus, tmp_path):
 
 
 def test_the_cache_folder_is_used_by_default(tmp_path, monkeypatch):
-    monkeypatch.setenv("BILEVEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BILEVEL_CACHE", "~/cache")
     tiny = {"train_minutes": 0.05, "labelled_minutes": 0.05, "test_utterances": 1}
     found = espeak_corpus(**tiny, progress=False)
-    (place,) = tmp_path.iterdir()
+    (place,) = (tmp_path / "cache").iterdir()
     assert found.train[0].path.is_relative_to(place)
 
 
-def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
-    tiny = {"train_minutes": 0.05, "labelled_minutes": 0.05, "test_utterances": 1}
-    espeak_corpus(tmp_path / "a", **tiny, progress=False)
-    (tmp_path / "a" / "test.jsonl").write_text('{"id": 1')
-    with pytest.raises(DatasetError, match=r"test.jsonl is damaged .* remove the folder"):
-        espeak_corpus(tmp_path / "a", **tiny)
+@pytest.fixture
+def kept(corpus, folder, tmp_path):
+    """A copy of the corpus, to be spoilt."""
+    return shutil.copytree(folder, tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("test.jsonl", b'{"id": 1'),
+        ("test.jsonl", b'"text"'),
+        ("test.jsonl", b'{"id": "a", "path": null, "phones": []}'),
+        ("test.jsonl", b'{"id": "a", "path": "x", "phones": [[1]]}'),
+        ("test.jsonl", b'{"id": "a", "path": "x", "phones": [], "duration": -1}'),
+        ("test.jsonl", None),
+        ("test.jsonl", b""),
+        ("train.jsonl", b""),
+        ("labelled.jsonl", b""),
+        ("corpus.json", b""),
+        ("corpus.json", b"[]"),
+        ("corpus.json", b"null"),
+        ("corpus.json", b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_corpus_is_refused(kept, file, content):
+    (kept / file).unlink() if content is None else (kept / file).write_bytes(content)
+    message = (
+        "holds another corpus" if content == b"[]" else f"{file} is damaged .* remove the fold"
+    )
+    with pytest.raises(DatasetError, match=message):
+        espeak_corpus(kept, **SIZES)
+
+
+@pytest.mark.parametrize("part", ["train", "labelled", "test"])
+def test_a_corpus_that_has_lost_an_utterance_is_refused(kept, part):
+    lines = (kept / f"{part}.jsonl").read_text().splitlines(keepends=True)
+    (kept / f"{part}.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(DatasetError, match=rf"{part}.jsonl is damaged \(utterances are missing"):
+        espeak_corpus(kept, **SIZES)
+
+
+def test_a_foreign_place_is_refused_before_anything_is_spoken(tmp_path, kept, monkeypatch):
+    monkeypatch.setattr(espeak, "_speak", None)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="is not empty and holds no corpus"):
-        espeak_corpus(tmp_path / "b", **tiny)
+    for place in (tmp_path / "b", tmp_path / "b" / "notes.txt"):
+        with pytest.raises(DatasetError, match="is no empty folder and holds no corpus"):
+            espeak_corpus(place, **SIZES)
+    with pytest.raises(DatasetError, match=r"no corpus can be made at .*notes.txt"):
+        espeak_corpus(tmp_path / "b" / "notes.txt" / "corpus", **SIZES)
     assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
-    (tmp_path / "a" / "corpus.json").write_text(json.dumps({"format": 0}))
+    (kept / "corpus.json").write_text(json.dumps({"format": 0}))
     with pytest.raises(DatasetError, match="holds another corpus"):
-        espeak_corpus(tmp_path / "a", **tiny)
+        espeak_corpus(kept, **SIZES)
+
+
+def test_a_corpus_that_another_process_has_made_meanwhile_is_read(
+    corpus, folder, tmp_path, monkeypatch
+):
+    place = tmp_path / "corpus"
+    speak = espeak._speak
+
+    def spoken(*args):
+        if not place.exists():
+            shutil.copytree(folder, place)
+        return speak(*args)
+
+    monkeypatch.setattr(espeak, "_speak", spoken)
+    found = espeak_corpus(place, **SIZES, progress=False)
+    assert [each.path for each in found.test] == [
+        place / each.path.relative_to(folder) for each in corpus.test
+    ]
+    for one, other in zip(everything(found), everything(corpus), strict=True):
+        assert one.path.read_bytes() == other.path.read_bytes()
+    assert list(tmp_path.iterdir()) == [place]
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"train_minutes": 0.0}, "0.0 minutes"),
-        ({"labelled_minutes": float("nan")}, "nan minutes"),
+        ({"train_minutes": 0.0}, "train_minutes=0.0"),
+        ({"train_minutes": "1"}, "train_minutes='1'"),
+        ({"labelled_minutes": float("nan")}, "labelled_minutes=nan"),
         ({"test_utterances": 0}, "test_utterances"),
         ({"seed": -1}, "seed"),
     ],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from tqdm import tqdm
 
-from bilevel.errors import DatasetError, OptionError
+from bilevel.errors import DatasetError
 from bilevel.extras import require
-from bilevel.options import check_count
+from bilevel.options import check_count, check_positive
+from bilevel.problems.speech.data.audio import SAMPLE_RATE
 from bilevel.problems.speech.data.espeak_engine import synthesiser
 from bilevel.problems.speech.data.phones import fold_phone
+from bilevel.problems.speech.data.readers.rows import json_rows
 from bilevel.problems.speech.data.records import Phone, Utterance
 from bilevel.problems.speech.data.sentences import library_sentences
 
 #: Changes when the same arguments would give another corpus.
 FORMAT = 1
-SAMPLE_RATE = 16_000
 ACCENTS = ("en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
 #: Timbres: those of the training voices, and those that only the test set has.
 VARIANTS = (
@@ -35,7 +37,6 @@ VARIANTS = (
     "iven", "john", "max", "michel", "norbert", "pedro", "quincy", "robert", "shelby", "travis",
 )  # fmt: skip
 TEST_VARIANTS = ("m5", "f3", "klatt2", "Annie", "Gene", "Lee", "paul", "rob")
-_PARTS = ("train", "labelled", "test")
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def espeak_corpus(
     MissingExtraError
         The extra ``speech`` is not installed.
     DatasetError
-        The folder holds another corpus, or a damaged one.
+        The folder holds another corpus, a damaged one or something else, or cannot be made.
     """
-    _check_sizes(train_minutes, labelled_minutes)
+    check_positive("train_minutes", train_minutes)
+    check_positive("labelled_minutes", labelled_minutes)
     check_count("test_utterances", test_utterances)
     check_count("seed", seed, least=0)
     sizes = {
@@ -97,17 +99,11 @@ def espeak_corpus(
     return _read(place, sizes)
 
 
-def _check_sizes(*minutes: float) -> None:
-    for value in minutes:
-        if not 0 < value < float("inf"):
-            raise OptionError(f"{value} minutes of speech, expected a positive number")
-
-
 def _cache(sizes: dict[str, Any]) -> Path:
     pooch = require("pooch", "speech")
     root = os.environ.get("BILEVEL_CACHE") or pooch.os_cache("bilevel")
     name = "espeak-" + "-".join(f"{value:g}" for value in sizes.values())
-    return Path(root) / name
+    return Path(root).expanduser() / name
 
 
 # Synthesis --------------------------------------------------------------------------------------
@@ -115,72 +111,89 @@ def _cache(sizes: dict[str, Any]) -> Path:
 
 def _synthesise(place: Path, sizes: dict[str, Any], progress: bool | None) -> None:
     """Make the corpus beside its place, and move it there when it is whole."""
-    if place.is_dir() and any(place.iterdir()):
-        raise DatasetError(
-            f"{place} is not empty and holds no corpus: give an empty folder, or a new one"
-        )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        _write_parts(partial, sizes, progress)
-        content = {**sizes, "sentences": len(library_sentences())}
-        (partial / "corpus.json").write_text(json.dumps(content, indent=1) + "\n")
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise DatasetError(
+                f"{place} is no empty folder and holds no corpus: give an empty or a new one"
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as partial:
+            made = Path(partial, place.name)
+            made.mkdir()
+            for stream, part in enumerate(_parts(sizes), start=1):
+                _write(made, part, (sizes["seed"], stream), progress)
+            content = {**sizes, "sentences": len(library_sentences())}
+            (made / "corpus.json").write_text(json.dumps(content, indent=1) + "\n")
+            _move(made, place)
+    except OSError as error:
+        raise DatasetError(f"no corpus can be made at {place}: {error}") from error
+
+
+def _move(made: Path, place: Path) -> None:
+    try:
         if place.is_dir():
             place.rmdir()
-        partial.rename(place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        made.rename(place)
+    except OSError:
+        if not (place / "corpus.json").is_file():  # which another process may have just made
+            raise
 
 
-def _write_parts(folder: Path, sizes: dict[str, Any], progress: bool | None) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What is read by whom, until so much is spoken or no text is left."""
+
+    name: str
+    texts: Iterable[str]
+    variants: Sequence[str]
+    seconds: float
+
+
+def _parts(sizes: dict[str, Any]) -> tuple[_Part, ...]:
     sentences = library_sentences()
     order = np.random.default_rng((sizes["seed"], 0)).permutation(len(sentences))
-    tested = min(sizes["test_utterances"], len(sentences) // 4)
-    test = [sentences[i] for i in order[:tested]]
+    tested = _tested(sizes, len(sentences))
     train = [sentences[i] for i in order[tested:]]
-    goals: dict[str, tuple[Sequence[str], Sequence[str], float, int]] = {
-        "train": (train, VARIANTS, 60 * sizes["train_minutes"], 1),
-        "labelled": (train[::-1], VARIANTS, 60 * sizes["labelled_minutes"], 2),
-        "test": (test, TEST_VARIANTS, float("inf"), 3),
-    }
-    for part, (texts, variants, seconds, stream) in goals.items():
-        (folder / part).mkdir()
-        total = tested if part == "test" else round(seconds)
-        unit = "utterances" if part == "test" else "s of speech"
-        bar = tqdm(
-            total=total, desc=f"espeak-ng: {part}", unit=unit, leave=False,
-            disable=None if progress is None else not progress,
-        )  # fmt: skip
-        with bar, (folder / f"{part}.jsonl").open("w", encoding="utf-8") as manifest:
-            spoken = 0.0
-            for number in range(tested if part == "test" else 10**9):
-                if spoken >= seconds:
-                    break
-                random = np.random.default_rng((sizes["seed"], stream, number))
-                record = _speak(
-                    folder, f"{part}-{number:06d}", part, texts[number % len(texts)], variants,
-                    random,
-                )  # fmt: skip
-                manifest.write(json.dumps(record, ensure_ascii=False) + "\n")
-                spoken += record["duration"]
-                bar.update(1 if part == "test" else record["duration"])
+    return (
+        _Part("train", cycle(train), VARIANTS, 60 * sizes["train_minutes"]),
+        _Part("labelled", cycle(train[::-1]), VARIANTS, 60 * sizes["labelled_minutes"]),
+        _Part("test", [sentences[i] for i in order[:tested]], TEST_VARIANTS, math.inf),
+    )
+
+
+def _tested(sizes: dict[str, Any], sentences: int) -> int:
+    """Utterances of the test, each with a sentence of its own."""
+    return int(min(sizes["test_utterances"], sentences // 4))
+
+
+def _write(folder: Path, part: _Part, seed: tuple[int, int], progress: bool | None) -> None:
+    (folder / part.name).mkdir()
+    bar = tqdm(
+        total=part.seconds, desc=f"espeak-ng: {part.name}", unit="s of speech", unit_scale=True,
+        leave=False, disable=None if progress is None else not progress,
+    )  # fmt: skip
+    spoken = 0.0
+    with bar, (folder / f"{part.name}.jsonl").open("w", encoding="utf-8") as manifest:
+        for number, text in enumerate(part.texts):
+            if spoken >= part.seconds:
+                break
+            random = np.random.default_rng((*seed, number))
+            record = _speak(folder, part, f"{part.name}-{number:06d}", text, random)
+            manifest.write(json.dumps(record, ensure_ascii=False) + "\n")
+            spoken += record["duration"]
+            bar.update(record["duration"])
 
 
 def _speak(
-    folder: Path,
-    name: str,
-    part: str,
-    text: str,
-    variants: Sequence[str],
-    random: np.random.Generator,
+    folder: Path, part: _Part, name: str, text: str, random: np.random.Generator
 ) -> dict[str, Any]:
-    accent, variant = random.choice(ACCENTS), random.choice(variants)
+    accent, variant = random.choice(ACCENTS), random.choice(part.variants)
     engine = synthesiser()
     samples, begins = engine.speak(
         text, f"{accent}+{variant}", int(random.integers(130, 221)), int(random.integers(20, 86))
     )
     clean = require("soxr", "speech").resample(samples, engine.sample_rate, SAMPLE_RATE)
-    path = folder / part / f"{name}.flac"
+    path = folder / part.name / f"{name}.flac"
     require("soundfile", "speech").write(path, _recorded(clean, random), SAMPLE_RATE)
     seconds = len(clean) / SAMPLE_RATE
     ends = [at for at, _ in begins[1:]] + [seconds]
@@ -190,7 +203,7 @@ def _speak(
         if min(end, seconds) > at
     ]
     return {
-        "id": name, "path": f"{part}/{path.name}", "duration": seconds, "text": text,
+        "id": name, "path": f"{part.name}/{path.name}", "duration": seconds, "text": text,
         "speaker": f"{accent}+{variant}", "phones": phones,
     }  # fmt: skip
 
@@ -217,25 +230,37 @@ def _recorded(clean: NDArray[np.float32], random: np.random.Generator) -> NDArra
 
 
 def _read(place: Path, sizes: dict[str, Any]) -> SpeechCorpus:
-    found = json.loads((place / "corpus.json").read_text())
+    record = place / "corpus.json"
+    try:
+        found = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(record, repr(error)) from error
     other = {name: found.get(name) for name in sizes if found.get(name) != sizes[name]}
     if other:
         raise DatasetError(
             f"{place} holds another corpus ({other}), and { ({n: sizes[n] for n in other}) } was "
             "asked for: give another folder"
         )
-    return SpeechCorpus(*(list(_utterances(place, part)) for part in _PARTS))
+    parts = {name: list(_utterances(place, name)) for name in ("train", "labelled", "test")}
+    for name in ("train", "labelled"):
+        if sum(each.duration or 0.0 for each in parts[name]) < 60 * sizes[f"{name}_minutes"]:
+            raise _damaged(place / f"{name}.jsonl", "utterances are missing")
+    if len(parts["test"]) < _tested(sizes, found.get("sentences", 0)):
+        raise _damaged(place / "test.jsonl", "utterances are missing")
+    return SpeechCorpus(**parts)
 
 
 def _utterances(place: Path, part: str) -> Iterator[Utterance]:
     manifest = place / f"{part}.jsonl"
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            row = json.loads(line)
-            phones = tuple(Phone(*each) for each in row.pop("phones"))
-            yield Utterance(**{**row, "path": place / row["path"], "phones": phones})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{manifest} is damaged ({error!r}): remove the folder {place} to make it again"
-        ) from error
+        for row in json_rows(manifest):
+            phones = tuple(Phone(*each) for each in row.values["phones"])
+            yield Utterance(**{**row.values, "path": place / row.text("path"), "phones": phones})
+    except (DatasetError, KeyError, TypeError) as error:
+        raise _damaged(manifest, repr(error)) from error
+
+
+def _damaged(file: Path, fault: str) -> DatasetError:
+    return DatasetError(
+        f"{file} is damaged ({fault}): remove the folder {file.parent} to make it again"
+    )
