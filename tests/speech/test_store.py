@@ -88,6 +88,8 @@ def test_what_makes_no_batches_is_refused():
         STORE.crops(31, 48)
     with pytest.raises(DatasetError, match="no utterance"):
         FeatureStore([], [])
+    with pytest.raises(DatasetError, match="features of 2 utterances, and 1 names"):
+        FeatureStore(STORE.features[:2], STORE.utterances[:1])
     short = FeatureStore([torch.zeros(3, 80)], STORE.utterances[:1])
     with pytest.raises(DatasetError, match="utterance '0-0' has 3 feature frames"):
         next(iter(short.batches(100)))

@@ -37,6 +37,10 @@ class FeatureStore:
     def __init__(self, features: Sequence[Tensor], utterances: Sequence[Utterance]) -> None:
         if not features:
             raise DatasetError("no utterance is left to compute features of")
+        if len(features) != len(utterances):
+            raise DatasetError(
+                f"features of {len(features)} utterances, and {len(utterances)} names"
+            )
         self.features = list(features)
         self.utterances = list(utterances)
 

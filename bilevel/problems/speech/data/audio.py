@@ -171,19 +171,19 @@ def _file(path: Path, name: str) -> BinaryIO:
 
 def _unpacked(file: BinaryIO, path: Path, member: str, name: str) -> io.BytesIO:
     try:
-        place = _members(path, path.stat().st_mtime_ns).get(member)
+        place = _places(path, path.stat().st_mtime_ns).get(member)
         if place is None:
             raise AudioError("missing", f"{name} is no file in the archive")
         with tarfile.open(fileobj=file) as archive:
-            content = archive.extractfile(place)
-            assert content is not None  # of a regular file
-            return io.BytesIO(content.read())
+            assert archive.fileobj is not None
+            archive.fileobj.seek(place[0])
+            return io.BytesIO(archive.fileobj.read(place[1]))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise AudioError("corrupt", f"{name} cannot be unpacked: {error}") from error
 
 
-@lru_cache(maxsize=256)
-def _members(path: Path, changed: int) -> dict[str, tarfile.TarInfo]:
-    """Where the files of an archive are; looked for once, unless the archive has changed."""
+@lru_cache(maxsize=4096)
+def _places(path: Path, changed: int) -> dict[str, tuple[int, int]]:
+    """Where each file of an archive begins, and its size; not sought again until it has changed."""
     with tarfile.open(path) as archive:
-        return {each.name: each for each in archive if each.isfile()}
+        return {each.name: (each.offset_data, each.size) for each in archive if each.isfile()}
