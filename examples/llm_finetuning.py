@@ -72,7 +72,7 @@ STAGES = ("train", "post-sft", "all")
 FREE = {"stage", "method", "seeds", "tensorboard", "device"}
 #: What the second stage may be given anew.
 OF_THE_HEAD = {"post_steps", "post_time_budget", "head_lr", "sft_data", "evaluate_every", "batch",
-               "processes", "shard"}  # fmt: skip
+               "processes", "shard", "pack", "compile"}  # fmt: skip
 QUICK = {"base_steps": 20, "records": 40, "test_records": 20, "steps": 6, "post_steps": 4,
          "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 0}  # fmt: skip
 
