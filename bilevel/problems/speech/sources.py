@@ -38,16 +38,19 @@ class SpeechSource(Protocol):
 
     @property
     def transcribed(self) -> list[Utterance]:
-        """The utterances whose transcripts matter: those to learn from and those to test on."""
+        """The utterances whose transcripts matter, to learn from and to test on."""
 
     @property
     def skipped(self) -> Mapping[str, Mapping[str, str]]:
-        """What this process could not use so far: part -> name -> reason; of the test, nothing."""
+        """Why this process could not use an utterance so far, by part and name.
+
+        Of the test, nothing may be skipped.
+        """
 
 
 @dataclass(frozen=True)
 class StoredSpeech:
-    """A corpus in memory.
+    """A :class:`SpeechSource` in memory.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class StoredSpeech:
     batch_frames
         Feature frames of a batch of whole utterances.
     skipped
-        Utterances that are missing from the stores: part -> name -> reason.
+        Why utterances are missing from the stores, by part and name.
 
     Raises
     ------
@@ -123,7 +126,7 @@ class StoredSpeech:
 
 @dataclass(frozen=True)
 class StreamedSpeech:
-    """A corpus that is read from its files as it is needed.
+    """A :class:`SpeechSource` that reads files as they are needed.
 
     Parameters
     ----------
