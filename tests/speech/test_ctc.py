@@ -150,6 +150,11 @@ class TestBeamSearch:
         assert both[1] == search(log_probs[1:, :3], torch.tensor([3]))[0]
         assert search(log_probs, torch.tensor([6, 0]))[1] == []
 
+    def test_a_tensor_is_searched_as_an_array_is(self) -> None:
+        log_probs = random_log_probs(6, 4, 0)
+        search = BeamSearch(vocabulary=AB)
+        assert search.hypotheses(torch.from_numpy(log_probs)) == search.hypotheses(log_probs)
+
     def test_symbols_below_the_floor_do_not_extend(self) -> None:
         log_probs = np.log([[0.5, 0.2, 0.299, 0.001]])
         found = BeamSearch(vocabulary=AB, floor=math.log(0.1)).hypotheses(log_probs)
@@ -171,8 +176,16 @@ class TestBeamSearch:
             BeamSearch(vocabulary=AB, alpha=math.nan)
         with pytest.raises(OptionError, match=r"shape \(5, 3\), expected \[T, 4\]"):
             BeamSearch(vocabulary=AB).hypotheses(random_log_probs(5, 3, 0))
-        with pytest.raises(OptionError, match="NaN"):
-            BeamSearch(vocabulary=AB).hypotheses(np.full((2, 4), np.nan))
+        nothing = random_log_probs(3, 4, 0)
+        nothing[1] = -np.inf
+        for log_probs, found in ((nothing, "frame 1 is -inf"), (nothing * np.nan, "0 is nan")):
+            with pytest.raises(OptionError, match=f"{found}, so no hypothesis"):
+                BeamSearch(vocabulary=AB).hypotheses(log_probs)
+        for language_model in ("lm.arpa", {"a": 0.5}):
+            with pytest.raises(OptionError, match=r"language_model=.*read_arpa\(path\) reads one"):
+                BeamSearch(vocabulary=AB, language_model=language_model)
+        with pytest.raises(OptionError, match="floor='x'"):
+            BeamSearch(vocabulary=AB, floor="x")
 
 
 class TestLoss:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,14 @@ class TestFiles:
             ("-0.25\tthe cat sat", "-0.25\tthe cat sat\t-1", "line 30: 5 fields"),
             ("\\3-grams:", "\\4-grams:", r"line 28: found .*expected '.3-grams:'"),
             ("\\end\\", "", r"line 34: found the end of the file, expected '.end"),
+            ("\\end\\", "\\end\\\n\nmore", "line 36: found 'more' after .end"),
+            ("ngram 2=9", "ngram 2=" + "9" * 5000, "line 4: found 'ngram 2=9{52}[.]{3}', expected"),
+            (
+                "-0.3\t<s>",
+                "-inf\t<s>",
+                "line 18: the log10 probability is '-inf', expected a finite",
+            ),
+            ("-99\t<s>\t-0.4", "-99\t<s>\t-1e39", "line 9: the back-off weight is '-1e39'"),
             ("-99\t<s>", "-99\tfoo", "1-grams lack <s>"),
             ("-0.5\tthe cat\t-0.12\n", "\\end\\\n", "line 20: found .*after 2 of 9 2-grams"),
         ],
@@ -185,9 +196,45 @@ class TestFiles:
         path.write_bytes(gzip.compress(ARPA.encode())[:-30])
         with pytest.raises(DatasetError, match="damaged gzip"):
             read_arpa(path)
+        broken = bytearray(gzip.compress(ARPA.encode()))
+        broken[-6] ^= 255  # of the checksum
+        path.write_bytes(broken)
+        with pytest.raises(DatasetError, match="CRC"):
+            read_arpa(path)
         path.write_bytes(ARPA.encode("utf-8").replace(b"dog", b"d\xffg"))
         with pytest.raises(DatasetError, match="not UTF-8"):
             read_arpa(path)
+
+    def test_a_mark_of_the_byte_order_is_passed_over(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "\ufeff" + ARPA.partition("\n")[2])
+        assert read_arpa(path).score(["dog"]) == pytest.approx(-2.1)
+
+    def test_words_before_the_first_one_of_an_empty_level_are_named(self, tmp_path: Path) -> None:
+        text = (
+            "\\data\\\nngram 1=3\nngram 2=0\nngram 3=1\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 a\n\n"
+            "\\2-grams:\n\n\\3-grams:\n-0.1 <s> a </s>\n\n\\end\\\n"
+        )
+        with pytest.raises(DatasetError, match=r"line 14: .*first 2 words are not a 2-gram"):
+            read_arpa(write(tmp_path, text))
+
+    def test_what_cannot_be_written_leaves_the_old_file(
+        self, model: NGramModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "model.arpa.gz"
+        write_arpa(model, path)
+        before = path.read_bytes()
+
+        def full(model: NGramModel) -> Iterator[str]:
+            yield "\\data\\"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("bilevel.problems.speech.recognition.arpa._lines", full)
+        with pytest.raises(DatasetError, match=r"model.arpa.gz cannot be written: No space left"):
+            write_arpa(model, path)
+        assert path.read_bytes() == before
+        assert {each.name for each in tmp_path.iterdir()} == {"model.arpa", "model.arpa.gz"}
+        with pytest.raises(DatasetError, match="cannot be written"):
+            write_arpa(model, path / "below.arpa")
 
 
 TEXT = [
@@ -282,3 +329,21 @@ class TestEstimation:
             estimate_ngrams([["<s>", "cat"]])
         with pytest.raises(OptionError, match="order=0"):
             estimate_ngrams(TEXT, 0)
+        with pytest.raises(DatasetError, match=r"no sentence has 5 words.* estimate with order=4"):
+            estimate_ngrams([["the", "cat"], []], 5)
+        assert estimate_ngrams([["the", "cat"], []], 4).order == 4
+        for word in ("<UNK>", None, ""):
+            with pytest.raises(DatasetError, match="cannot be part"):
+                estimate_ngrams([["cat", word]])
+
+    def test_texts_are_no_sequences_of_words(self) -> None:
+        model = estimate_ngrams(TEXT)
+        for use in (
+            lambda: estimate_ngrams("cat"),
+            lambda: estimate_ngrams(["the cat"]),
+            lambda: model.score("cat"),
+            lambda: model.perplexity(["cat"]),
+        ):
+            with pytest.raises(DatasetError, match=r"is a text, expected its words"):
+                use()
+        assert model.perplexity([iter(["cat"])]) == model.perplexity([["cat"]])

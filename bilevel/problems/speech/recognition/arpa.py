@@ -15,6 +15,7 @@ the words, and the log10 back-off weight where longer n-grams may begin with the
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import math
 import os
@@ -27,6 +28,7 @@ from typing import BinaryIO, NoReturn, cast
 import numpy as np
 
 from bilevel.errors import DatasetError
+from bilevel.problems.speech.files import replacing
 from bilevel.problems.speech.recognition.ngram import (
     BEGIN,
     END,
@@ -38,6 +40,11 @@ from bilevel.problems.speech.recognition.ngram import (
     build_level,
     listed,
 )
+
+#: Characters of a line that messages quote.
+_SHOWN = 60
+#: Logarithms at or below this are no finite float32.
+_LOWEST = -3.4e38
 
 
 def read_arpa(path: str | os.PathLike[str]) -> NGramModel:
@@ -62,9 +69,18 @@ def read_arpa(path: str | os.PathLike[str]) -> NGramModel:
 
 
 def write_arpa(model: NGramModel, path: str | os.PathLike[str]) -> None:
-    """Write a model; compressed where the name ends in ``.gz``."""
+    """Write a model; compressed where the name ends in ``.gz``.
+
+    Raises
+    ------
+    DatasetError
+        the file cannot be written; one that was there stays.
+    """
     path = Path(path)
-    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+    with (
+        replacing(path) as beside,
+        gzip.open(beside, "wb") if path.suffix == ".gz" else beside.open("wb") as file,
+    ):
         for line in _lines(model):
             file.write(line.encode() + b"\n")
 
@@ -94,7 +110,8 @@ def _shown(line: bytes | None) -> str:
     """A part of the file, for messages."""
     if line is None:
         return "the end of the file"
-    return f"'{line.decode(errors='backslashreplace')}'"
+    text = line.decode(errors="backslashreplace")
+    return f"'{text[:_SHOWN]}...'" if len(text) > _SHOWN else f"'{text}'"
 
 
 class _Reader:
@@ -112,6 +129,9 @@ class _Reader:
         for length, count in enumerate(counts, start=1):
             levels.append(self._section(length, count, levels, last=length == len(counts)))
         self._expect(b"\\end\\")
+        while (line := self._next()) is not None:  # to the end, where gzip has its checksum
+            if line:
+                self._fail(f"found {_shown(line)} after \\end\\")
         return NGramModel(tuple(self._word(word) for word in self.index), tuple(levels))
 
     def _header(self) -> list[int]:
@@ -123,7 +143,9 @@ class _Reader:
         counts: list[int] = []
         while line := self._next():
             name, _, number = line.partition(b"=")
-            if name.split() != [b"ngram", str(len(counts) + 1).encode()] or not number.isdigit():
+            if name.split() != [b"ngram", str(len(counts) + 1).encode()] or not (
+                number.isdigit() and len(number) < 16
+            ):
                 self._fail(f"found {_shown(line)}, expected 'ngram {len(counts) + 1}=NUMBER'")
             counts.append(int(number))
         if not counts:
@@ -187,8 +209,10 @@ class _Reader:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not value <= largest:
-            self._fail(f"the {name} is {_shown(text)}, expected a number of at most {largest:g}")
+        if not _LOWEST < value <= largest:
+            self._fail(
+                f"the {name} is {_shown(text)}, expected a finite number of at most {largest:g}"
+            )
         return value
 
     def _word(self, word: bytes) -> str:
@@ -202,6 +226,8 @@ class _Reader:
     def _next(self) -> bytes | None:
         """The next line without its blanks; ``None`` at the end of the file."""
         line = self.file.readline()
+        if self.line == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
         self.line += bool(line)
         return line.strip() if line else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,7 @@ from torch import Tensor
 
 from bilevel.errors import OptionError
 from bilevel.options import check_count
-from bilevel.problems.speech.recognition.fusion import (
-    NoScores,
-    Scores,
-    SpelledScores,
-    SymbolScores,
-    Words,
-)
+from bilevel.problems.speech.recognition.fusion import Fusion
 from bilevel.problems.speech.recognition.ngram import BEGIN, END, UNKNOWN, NGramModel
 from bilevel.problems.speech.recognition.prefixes import Prefixes
 from bilevel.problems.speech.recognition.tokens import BLANK, Vocabulary
@@ -85,45 +80,61 @@ class BeamSearch:
     def __post_init__(self) -> None:
         check_count("width", self.width)
         for name in ("alpha", "beta", "unknown_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise OptionError(f"{name}={getattr(self, name)!r}, expected a finite number")
-        if not self.floor <= 0:
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value)):
+                raise OptionError(f"{name}={value!r}, expected a finite number")
+        if not (isinstance(self.floor, Real) and self.floor <= 0):
             raise OptionError(f"floor={self.floor!r}, expected a log probability, at most 0")
-        if self.language_model is not None:
+        if isinstance(self.language_model, NGramModel):
             _require_words(self.language_model, self.vocabulary)
+        elif self.language_model is not None:
+            raise OptionError(
+                f"language_model={self.language_model!r}, expected a model: "
+                "read_arpa(path) reads one, estimate_ngrams(sentences) makes one"
+            )
 
     @cached_property
-    def scores(self) -> Scores:
+    def fusion(self) -> Fusion:
         """What the language model says."""
-        if self.language_model is None:
-            return NoScores(len(self.vocabulary))
-        words = Words(self.language_model, self.alpha, self.beta, self.unknown_penalty)
-        kind = SymbolScores if self.vocabulary.kind == "phones" else SpelledScores
-        return kind(words, self.vocabulary)
+        return Fusion(
+            self.vocabulary, self.language_model, self.alpha, self.beta, self.unknown_penalty
+        )
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
         """The best symbols of each utterance, from log probabilities [B, T, V] and [B] lengths."""
-        rows = log_probs.detach().float().cpu().numpy()
+        rows = log_probs.detach().cpu()
         counts = lengths.tolist()
         return [
             self.hypotheses(row[:count])[0].tokens for row, count in zip(rows, counts, strict=True)
         ]
 
-    def hypotheses(self, log_probs: NDArray[np.floating]) -> list[Hypothesis]:
+    def hypotheses(self, log_probs: NDArray[np.floating] | Tensor) -> list[Hypothesis]:
         """All hypotheses of one utterance that the beam kept, the best first.
 
         Parameters
         ----------
         log_probs
             [T, V] natural logarithms of the symbols' probabilities.
+
+        Raises
+        ------
+        OptionError
+            They have another shape, or a frame whose largest one is not finite.
         """
+        if isinstance(log_probs, Tensor):
+            log_probs = log_probs.detach().double().cpu().numpy()
         if log_probs.ndim != 2 or log_probs.shape[1] != len(self.vocabulary):
             raise OptionError(
                 f"log probabilities of shape {log_probs.shape}, expected [T, "
                 f"{len(self.vocabulary)}]: one column for each symbol of the vocabulary"
             )
-        if np.isnan(log_probs).any():
-            raise OptionError("the log probabilities contain NaN, so no hypothesis is best")
+        largest = log_probs.max(axis=1)
+        if not np.isfinite(largest).all():
+            frame = int(np.argmin(np.isfinite(largest)))
+            raise OptionError(
+                f"the largest log probability of frame {frame} is {largest[frame]}, so no "
+                "hypothesis is best"
+            )
         beam = _Beam(self)
         for frame in log_probs.astype(np.float64):
             beam.advance(frame)
@@ -160,7 +171,7 @@ class _Beam:
 
     def __init__(self, search: BeamSearch) -> None:
         self.search = search
-        self.prefixes = Prefixes(search.scores)
+        self.prefixes = Prefixes(search.fusion)
         self.kept = np.zeros(1, dtype=np.int64)
         self.blank = np.zeros(1)
         self.other = np.full(1, -np.inf)

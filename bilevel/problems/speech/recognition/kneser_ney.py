@@ -17,6 +17,7 @@ from bilevel.problems.speech.recognition.ngram import (
     Level,
     NGramModel,
     build_level,
+    require_words,
 )
 
 Gram: TypeAlias = tuple[int, ...]
@@ -48,18 +49,25 @@ def estimate_ngrams(sentences: Iterable[Sequence[str]], order: int = 3) -> NGram
     Raises
     ------
     DatasetError
-        no sentence, or a word that ARPA files cannot hold.
+        no sentence, none as long as ``order``, or a word that ARPA files cannot hold.
     """
     check_count("order", order)
     index = {word: i for i, word in enumerate((UNKNOWN, BEGIN, END))}
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for words in sentences:
+        require_words(words)
         _check(words)
         gram = (1, *(index.setdefault(word, len(index)) for word in words), 2)
         for length, counter in enumerate(counts, start=1):
             counter.update(zip(*(gram[start:] for start in range(length)), strict=False))
     if not counts[0]:
         raise DatasetError("there are no sentences to estimate a language model from")
+    longest = sum(map(bool, counts))
+    if longest < order:
+        raise DatasetError(
+            f"no sentence has {order} words, its begin and end included, so there are no "
+            f"{order}-grams: estimate with order={longest}"
+        )
     del counts[0][1,]  # <s> is a context only
     adjusted = [*map(_continuations, counts[:-1], counts[1:]), counts[-1]]
     uniform = 1.0 / (len(index) - 1)
@@ -79,10 +87,11 @@ def estimate_ngrams(sentences: Iterable[Sequence[str]], order: int = 3) -> NGram
 
 def _check(words: Sequence[str]) -> None:
     for word in words:
-        if word in (BEGIN, END) or word.split() != [word]:
+        reserved = (BEGIN, END, UNKNOWN.upper())
+        if not isinstance(word, str) or word in reserved or word.split() != [word]:
             raise DatasetError(
-                f"the word {word!r} cannot be part of a language model: it is empty, contains a "
-                f"blank, or is {BEGIN} or {END}; split sentences into words first"
+                f"the word {word!r} cannot be part of a language model: it is empty, no string, "
+                f"contains a blank, or is {' or '.join(reserved)}; split sentences into words first"
             )
 
 

@@ -105,6 +105,7 @@ class NGramModel:
         begin, end
             Whether the words begin, and end, a sentence.
         """
+        require_words(words)
         context = self.start if begin else ()
         total = 0.0
         for word in (*words, END) if end else words:
@@ -112,10 +113,12 @@ class NGramModel:
             total += value
         return total
 
-    def perplexity(self, sentences: Iterable[Sequence[str]]) -> float:
+    def perplexity(self, sentences: Iterable[Iterable[str]]) -> float:
         """Inverse geometric mean of the words' probabilities, each sentence's end a word too."""
         total, count = 0.0, 0
-        for words in sentences:
+        for sentence in sentences:
+            require_words(sentence)
+            words = list(sentence)
             total += self.score(words)
             count += len(words) + 1
         if count == 0:
@@ -150,6 +153,12 @@ class NGramModel:
         return context[-(self.order - 1) :] if self.order > 1 else ()
 
 
+def require_words(sentence: Iterable[str]) -> None:
+    """Refuse a text in the place of its words: its letters would be taken for them."""
+    if isinstance(sentence, str):
+        raise DatasetError(f"the sentence {sentence!r} is a text, expected its words: .split() it")
+
+
 class NGramRowError(Exception):
     """A row of the n-grams of one length is out of place; ``row`` counts from 0."""
 
@@ -175,8 +184,8 @@ def build_level(
     nodes = np.zeros(len(grams), dtype=np.int64)
     for column, level in enumerate(shorter):
         keys = nodes * words + grams[:, column]
-        nodes = np.minimum(np.searchsorted(level.keys, keys), len(level.keys) - 1)
-        missing = level.keys[nodes] != keys
+        nodes = np.searchsorted(level.keys, keys)
+        missing = np.append(level.keys, -1)[nodes] != keys
         if missing.any():
             raise NGramRowError(
                 int(missing.argmax()), f"its first {column + 1} words are not a {column + 1}-gram"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.problems.speech.recognition.fusion import Scores
+from bilevel.problems.speech.recognition.fusion import Fusion, State
 from bilevel.problems.speech.recognition.tokens import BLANK
 
 
@@ -22,12 +20,12 @@ class Prefixes:
         By prefix: what the language model adds to its score.
     """
 
-    def __init__(self, scores: Scores) -> None:
-        self.scores = scores
+    def __init__(self, fusion: Fusion) -> None:
+        self.fusion = fusion
         self.parent = [-1]
         self.last = [BLANK]
         self.prior = [0.0]
-        self._state: list[Any] = [scores.start]
+        self._state: list[State] = [fusion.start]
         self._children: dict[tuple[int, int], int] = {}
         self._parts: dict[int, NDArray[np.float64]] = {}
 
@@ -38,19 +36,20 @@ class Prefixes:
             self._children[key] = len(self.parent)
             self.parent.append(prefix)
             self.last.append(token)
-            self.prior.append(self.prior[prefix] + float(self.parts(prefix)[token]))
-            self._state.append(self.scores.follow(self._state[prefix], token))
+            part, state = self.fusion.step(self._state[prefix], token)
+            self.prior.append(self.prior[prefix] + part)
+            self._state.append(state)
         return self._children[key]
 
     def parts(self, prefix: int) -> NDArray[np.float64]:
         """[V], what each symbol adds to the prior of a prefix that grows by it."""
         if prefix not in self._parts:
-            self._parts[prefix] = self.scores.parts(self._state[prefix])
+            self._parts[prefix] = self.fusion.parts(self._state[prefix])
         return self._parts[prefix]
 
     def ended(self, prefix: int) -> float:
         """The prior, if the sentence ends here."""
-        return self.prior[prefix] + self.scores.end(self._state[prefix])
+        return self.prior[prefix] + self.fusion.end(self._state[prefix])
 
     def tokens(self, prefix: int) -> list[int]:
         """The symbols of a prefix."""
