@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from bounds import device, number
 from torch.utils.flop_counter import FlopCounterMode
 
 from bilevel.problems.speech import (
@@ -43,19 +44,19 @@ ARMS = {
 
 def main() -> None:
     args = parse_arguments()
-    device = torch.device(args.device)
-    batches = make_batches(args, device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    place = torch.device(args.device)
+    batches = make_batches(args, place)
     rows: dict[str, dict] = {name: {"times": []} for name in ARMS}
     for _ in range(args.rounds):
         for name, (method, target_gradient) in ARMS.items():
-            measure(rows[name], args, device, batches, method, target_gradient)
-    table = summarise(rows, args, batches, device)
+            measure(rows[name], args, place, batches, method, target_gradient)
+    table = summarise(rows, args, batches, place)
     print(table.to_string(float_format=lambda value: f"{value:.3g}"))
-    args.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out / "cost.csv")
     (args.out / "cost.json").write_text(json.dumps({
         "arguments": {key: str(value) for key, value in vars(args).items()},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if place.type == "cuda" else platform.processor(),
         "torch": torch.__version__,
         "rows": table.reset_index().to_dict("records"),
     }, indent=1))  # fmt: skip
@@ -65,19 +66,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    option = parser.add_argument
+    option, count = parser.add_argument, number(int, 1)
     option("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
-    option("--batch", type=int, default=16, help="utterances (default: %(default)s)")
-    option("--seconds", type=float, default=1.6, help="of each (default: %(default)s)")
-    option("--steps", type=int, default=20, help="timed steps a round (default: %(default)s)")
-    option("--warm-up", type=int, default=5, help="steps before them (default: %(default)s)")
-    option("--rounds", type=int, default=3, help="default: %(default)s")
+    option("--batch", type=count, default=16, help="utterances (default: %(default)s)")
+    option("--seconds", type=number(float, 0.04), default=1.6,
+           help="of each (default: %(default)s)")  # fmt: skip
+    option("--steps", type=count, default=20, help="timed steps a round (default: %(default)s)")
+    option("--warm-up", type=number(int, 0), default=5,
+           help="steps before them (default: %(default)s)")  # fmt: skip
+    option("--rounds", type=count, default=3, help="default: %(default)s")
     option("--bf16", action="store_true", help="mixed precision")
     option("--compile", action="store_true", help="torch.compile each layer")
-    option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    option("--device", type=device, default=available, help="default: %(default)s")
     option(
         "--peak-tflops",
-        type=float,
+        type=number(float, 1e-3),
         default=989.0,
         help="of the device, for the share of peak (default: %(default)s, dense bf16 H100/H200)",
     )

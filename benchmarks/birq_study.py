@@ -24,9 +24,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from kept_results import require_same_options
+from bounds import device, number
+from kept_results import kept_lines, require_same_options
 
 from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions, SpeechModel
+from bilevel.problems.speech.data import espeak_corpus
 from bilevel.problems.speech.protocol import Protocol
 from bilevel.problems.speech.recognition import FineTuningOptions
 from bilevel.problems.speech.sources import StoredSpeech
@@ -91,17 +93,19 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }  # fmt: skip
+NOT_BEGUN = "not begun: out of time"
 _SOURCE: StoredSpeech | None = None
 
 
 def main() -> None:
     args = parse_arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
+    prepare(args)  # a worker that cannot begin is begun again and again
     require_same_options(
         args.out, args, free={"study", "arms", "seeds", "jobs", "stop_after", "out"}
     )
     results = args.out / "results.jsonl"
     done = {key_of(each) for each in read(results)}
+    failed = 0
     jobs = [
         {"study": study, "arm": arm, "seed": seed}
         for study in args.study
@@ -116,59 +120,75 @@ def main() -> None:
         for result in pool.imap_unordered(guarded, [(args, job, began) for job in jobs]):
             with results.open("a") as file:
                 file.write(json.dumps(result) + "\n")
+            failed += "error" in result and result["error"] != NOT_BEGUN
             note = result.get("error") or f"{result['seconds']:.0f} s"
             print(f"{result['study']}: {result['arm']}, seed {result['seed']}: {note}", flush=True)
     tables(read(results), args.out)
+    if failed:
+        raise SystemExit(f"{failed} of {len(jobs)} runs failed: see {results}")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    option = parser.add_argument
+    option, count, minutes = parser.add_argument, number(int, 1), number(float, 0.1)
     option("--study", choices=STUDIES, nargs="+", default=["collapse"])
     option("--arms", nargs="+", help="of the studies' arms, these only")
-    option("--seeds", type=int, default=3, help="of encoder, quantiser and batches: 0, 1, ...")
+    option("--seeds", type=count, default=3, help="of encoder, quantiser and batches: 0, 1, ...")
     option("--preset", choices=PRESETS, default="tiny")
-    option("--codes", type=int, help="the codebook's size, where not the preset's")
-    option("--codebooks", type=int, help="how many, where not the preset's")
-    option("--steps", type=int, default=2000, help="of pretraining (default: %(default)s)")
-    option("--lr", type=float, default=3e-3, help="default: %(default)s")
-    option("--batch", type=int, default=16, help="crops a step (default: %(default)s)")
-    option("--crop", type=int, default=160, help="feature frames of each (default: %(default)s)")
+    option("--codes", type=number(int, 2), help="the codebook's size, where not the preset's")
+    option("--codebooks", type=count, help="how many, where not the preset's")
+    option("--steps", type=count, default=2000, help="of pretraining (default: %(default)s)")
+    option("--lr", type=number(float, 1e-9), default=3e-3, help="default: %(default)s")
+    option("--batch", type=count, default=16, help="crops a step (default: %(default)s)")
+    option("--crop", type=number(int, 4), default=160,
+           help="feature frames of each (default: %(default)s)")  # fmt: skip
     option("--mask", type=float, nargs=2, metavar=("P", "SPAN"),
            help="probability and frames of a masked span, where not the preset's")  # fmt: skip
-    option("--finetuning-steps", type=int, default=300, help="0: leave it out")
+    option("--finetuning-steps", type=number(int, 0), default=300, help="0: leave it out")
     option("--finetuning", type=float, nargs=3, action="append",
            metavar=("HEAD", "ENCODER", "STEPS"),
            help="rates of output layer and encoder, and first steps in which the encoder rests; "
                 "may be repeated (default: 0.01 0.002 60)")  # fmt: skip
-    option("--labelled-minutes", type=float, default=5.0)
-    option("--minutes", type=float, default=30.0, help="of speech without labels")
-    option("--corpus-seed", type=int, default=0)
+    option("--labelled-minutes", type=minutes, default=5.0)
+    option("--minutes", type=minutes, default=30.0, help="of speech without labels")
+    option("--corpus-seed", type=number(int, 0), default=0)
     option("--stores", type=Path, help="file of features, made where it is missing")
-    option("--device", default="cpu")
+    option("--device", type=device, default="cpu")
     option("--bf16", action="store_true", help="mixed precision in pretraining")
-    option("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
+    option("--jobs", type=count, default=1, help="processes at a time (default: %(default)s)")
     option("--stop-after", type=float, help="seconds after which no further run is begun")
     option("--out", type=Path, default=Path("results/birq_study"))
     args = parser.parse_args()
+    known = {arm for study in args.study for arm in STUDIES[study]}
+    if unknown := set(args.arms or ()) - known:
+        parser.error(f"no arm {min(unknown)!r} in these studies, but {', '.join(sorted(known))}")
     args.finetuning = args.finetuning or [[0.01, 0.002, 60]]
     if args.stores is None:
         args.stores = args.out / "stores.pt"
-    if not args.stores.is_file():
-        args.stores.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(make_stores(args), args.stores)
+    args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 
-def make_stores(args: argparse.Namespace) -> StoredSpeech:
-    from bilevel.problems.speech.data import espeak_corpus
-
-    corpus = espeak_corpus(
-        train_minutes=args.minutes, labelled_minutes=args.labelled_minutes, seed=args.corpus_seed
-    )
-    return StoredSpeech.read(corpus)
+def stores(args: argparse.Namespace) -> StoredSpeech:
+    """The features of --stores, made where it is missing."""
+    sizes = {
+        "train_minutes": args.minutes, "labelled_minutes": args.labelled_minutes,
+        "seed": args.corpus_seed,
+    }  # fmt: skip
+    if not args.stores.is_file():
+        args.stores.parent.mkdir(parents=True, exist_ok=True)
+        beside = args.stores.with_name(args.stores.name + ".part")
+        torch.save((sizes, StoredSpeech.read(espeak_corpus(**sizes))), beside)
+        beside.replace(args.stores)
+    try:
+        found, source = torch.load(args.stores, weights_only=False)  # a file of this script's
+    except Exception as error:  # whatever the damaged bytes happen to decode to
+        raise SystemExit(f"{args.stores} is no file of features: remove it ({error})") from error
+    if found != sizes:
+        raise SystemExit(f"{args.stores} holds the features of {found}: give another file")
+    return source
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -176,9 +196,8 @@ def prepare(args: argparse.Namespace) -> None:
     global _SOURCE
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # collapse is what is studied
-    source: StoredSpeech = torch.load(args.stores, weights_only=False)  # a file of this script's
     _SOURCE = dataclasses.replace(
-        source.to(args.device), batch_size=args.batch, crop_frames=args.crop
+        stores(args).to(args.device), batch_size=args.batch, crop_frames=args.crop
     )
 
 
@@ -186,7 +205,7 @@ def guarded(task: tuple[argparse.Namespace, dict, float]) -> dict:
     """A run's result, or why there is none."""
     args, job, began = task
     if args.stop_after and time.perf_counter() - began > args.stop_after:
-        return {**job, "error": "not begun: out of time"}
+        return {**job, "error": NOT_BEGUN}
     try:
         return {**job, **run(args, job)}
     except Exception:
@@ -228,8 +247,6 @@ def run(args: argparse.Namespace, job: dict) -> dict:
             teacher = SpeechModel.from_pretrained(saved).to(args.device)
         else:
             teacher = protocol.pretrain(_SOURCE, options, "best-rq", seed, **common).model
-        labels = dataclasses.replace(labels, seed=seed + 1000)
-        options = dataclasses.replace(options, labels=labels)
     found = protocol.pretrain(_SOURCE, options, method, seed, teacher=teacher, **common)
     if job["arm"] == "BEST-RQ":
         found.model.save_pretrained(args.out / f"best-rq-seed{seed}")
@@ -239,7 +256,7 @@ def run(args: argparse.Namespace, job: dict) -> dict:
         "anchor": dataclasses.asdict(measured.anchor),
         "enhanced": dataclasses.asdict(measured.enhanced),
         "steps": steps,
-        "frames": steps * args.batch * args.crop,
+        "frames": int(found.history["frames"].iloc[-1]) if len(found.history) else 0,
         "pretraining_seconds": found.seconds,
     }
     if method != "scratch":
@@ -282,10 +299,7 @@ def along_the_run(history: pd.DataFrame) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [each for each in found if "error" not in each]
+    return [each for each in kept_lines(path) if "error" not in each]
 
 
 def key_of(each: dict) -> tuple:

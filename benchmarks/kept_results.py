@@ -12,6 +12,30 @@ def require_same_options(folder: Path, args: argparse.Namespace, free: set[str])
     place = folder / "options.json"
     options = {name: value for name, value in vars(args).items() if name not in free}
     options = json.loads(json.dumps(options, default=str))
-    if place.is_file() and (before := json.loads(place.read_text())) != options:
-        raise SystemExit(f"{folder} holds results of {before}: give another --out")
-    place.write_text(json.dumps(options, indent=1))
+    if place.is_file():
+        try:
+            before = json.loads(place.read_text())
+        except ValueError as error:
+            raise SystemExit(f"{place} is damaged: give another --out") from error
+        if before != options:
+            raise SystemExit(f"{folder} holds results of {before}: give another --out")
+    write_whole(place, json.dumps(options, indent=1))
+
+
+def kept_lines(path: Path) -> list[dict]:
+    """The results of a file of JSON lines, which loses a last line that was cut off."""
+    found = []
+    for line in path.read_text().split("\n") if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    write_whole(path, "".join(json.dumps(each) + "\n" for each in found))
+    return found
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the whole file, or leave the old one."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text)
+    beside.replace(path)
