@@ -16,6 +16,9 @@ and AMI trees, YODAS shards, NeMo, SpeechBrain and Lhotse manifests, or any fold
 Error rates are of greedy decoding, and of beam search with an n-gram language model over phones or
 words: that of --lm, an ARPA file, or one estimated from the transcripts of the labelled speech.
 
+As it stands this takes some ten minutes on a CPU core, half of them for relabel, which trains a
+best-rq encoder of its own where there is none to label by. --out takes some 20 MB.
+
     python examples/birq_speech.py
     python examples/birq_speech.py --preset c2 --data train-960 --labelled train-clean-100 \\
         --test test-other --steps 400000 --batch-seconds 800 --lr 1e-4 --bf16 --compile
@@ -39,18 +42,20 @@ import torch.distributed as dist
 from output import peak_memory, write_configuration, write_csv, write_json
 from runs import device_of, make_folder, parse, require_least, require_same_run
 
+from bilevel import checkpoints
 from bilevel.callbacks import Checkpoint, TensorBoard
 from bilevel.distributed import rank
 from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
 from bilevel.problems.speech import PRESETS, PretrainingOptions, SpeechModel, SpeechOptions
-from bilevel.problems.speech.data import Utterance, espeak_corpus, read_corpus
+from bilevel.problems.speech.data import FORMATS, Utterance, espeak_corpus, read_corpus
 from bilevel.problems.speech.options import NORMALISATIONS, TARGET_GRADIENTS
 from bilevel.problems.speech.protocol import (
     Decoded,
     Pretrained,
     Protocol,
     decode,
+    is_aligned,
     vocabulary_of,
 )
 from bilevel.problems.speech.recognition import (
@@ -64,8 +69,15 @@ from bilevel.problems.speech.sources import SpeechSource, StoredSpeech, Streamed
 
 ALL_METHODS = ("scratch", "best-rq", "birq", "relabel")
 STAGES = ("pretrain", "finetune", "evaluate", "all")
-#: What a resumed run may be given anew.
-FREE = {"stage", "method", "seeds", "checkpoint_every", "tensorboard", "workers", "device"}
+#: What arms may differ by that are compared, or one run and its resumption.
+FREE = {"stage", "method", "seed", "seeds", "checkpoint_every", "tensorboard", "workers", "device",
+        "quick"}  # fmt: skip
+#: What an evaluation may be given anew, and what fine-tuning may.
+SEARCH = {"lm", "lm_order", "lm_weight", "insertion_bonus", "beam"}
+FINETUNING = SEARCH | {"finetuning_steps", "encoder_lr", "head_lr", "frozen_steps", "labelled",
+                       "labelled_minutes", "test"}  # fmt: skip
+#: What an arm was pretrained with.
+PRETRAINING = "pretraining.json"
 QUICK = {"steps": 30, "finetuning_steps": 30, "minutes": 2.0, "labelled_minutes": 1.0,
          "test_utterances": 24, "seeds": 1}  # fmt: skip
 
@@ -78,27 +90,34 @@ def main() -> None:
         start_processes(args)
         if args.resume:
             require_same_run(args.out, args, FREE)
-        options = model_options(args)
+        # All that may be refused comes before anything is removed.
+        options, protocol = model_options(args), protocol_of(args)
         source, labelled = read_source(args)
         search = beam_search(args, source, labelled)
+        seeds = range(args.seed, args.seed + args.seeds)
+        arms = [(method, seed) for seed in seeds for method in args.method]
+        if args.stage in ("pretrain", "all") and set(args.method) != {"scratch"}:
+            source.pretraining(args.seed)
+        for method, seed in arms:
+            require_earlier_stage(args, args.out / f"{method}-seed{seed}")
         if rank() == 0:
             make_folder(args.out)
             write_configuration(args.out, args)
-        seeds = range(args.seed, args.seed + args.seeds)
-        arms = [(method, seed) for seed in seeds for method in args.method]
-        if not args.resume and rank() == 0:  # nothing of another run stays
-            for method, seed in arms:
+            for method, seed in arms if not args.resume else ():  # nothing of another run stays
                 begin_anew(args.out / f"{method}-seed{seed}", args.stage)
+        wait()
         for method, seed in arms:
-            run_arm(args, options, source, search, method, seed)
-    except BilevelError as error:
+            run_arm(args, protocol, options, source, search, method, seed)
+        if rank() == 0 and args.stage != "pretrain":
+            report(args, options, source, search)
+            print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
+    except (BilevelError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume goes on from the last checkpoint")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if rank() == 0 and args.stage != "pretrain":
-        report(args, source, search)
-        print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -109,7 +128,8 @@ def parse_arguments() -> argparse.Namespace:
     data("--data", default="espeak", help="espeak (default), or speech to pretrain on")
     data("--labelled", type=Path, help="speech with transcripts to fine-tune on")
     data("--test", type=Path, help="speech with transcripts to be recognised")
-    data("--format", default="auto", help="of these corpora (default: recognised)")
+    data("--format", choices=("auto", *FORMATS), default="auto",
+         help="of these corpora (default: recognised)")  # fmt: skip
     data("--minutes", type=float, default=20.0,
          help="espeak: of speech without labels (default: %(default)s)")  # fmt: skip
     data("--labelled-minutes", type=float, default=5.0, help="espeak: with labels (default: 5)")
@@ -134,6 +154,8 @@ def parse_arguments() -> argparse.Namespace:
     label("--normalisation", choices=NORMALISATIONS, help="of the vectors that are quantised")
     label("--target-gradient", choices=TARGET_GRADIENTS,
           help="through the enhanced labels; full is the paper's Algorithm 1")  # fmt: skip
+    label("--gradient-cap", type=float,
+          help="of capped: its norm at layer k over the rest's (default: 0.1)")  # fmt: skip
     label("--penalty", type=float, default=24.0, help="w2 / w1 (default: %(default)s)")
     label("--anchor-share", type=float, default=0.0,
           help="first share of the steps, for the anchor labels alone (default: 0)")  # fmt: skip
@@ -173,9 +195,20 @@ def parse_arguments() -> argparse.Namespace:
     counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every",
               "lm_order", "beam")  # fmt: skip
     require_least(parser, args, seed=0, frozen_steps=0, **dict.fromkeys(counts, 1))
-    if (args.data == "espeak") != (args.labelled is None and args.test is None):
-        parser.error("--labelled and --test go with --data FOLDER, and it needs both")
+    require_least(parser, args, batch_seconds=0.1, minutes=0.1, labelled_minutes=0.1,
+                  test_utterances=1, workers=0)  # fmt: skip
+    require_corpora(parser, args)
     return args
+
+
+def require_corpora(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Own speech comes in three parts, of which pretraining needs the first alone."""
+    named = [args.labelled is not None, args.test is not None]
+    if args.data == "espeak":
+        if any(named) or args.format != "auto":
+            parser.error("--labelled, --test and --format go with --data FOLDER")
+    elif not all(named) and args.stage != "pretrain":
+        parser.error("--data FOLDER needs --labelled and --test, unless for --stage pretrain")
 
 
 def start_processes(args: argparse.Namespace) -> None:
@@ -190,12 +223,34 @@ def start_processes(args: argparse.Namespace) -> None:
             raise OptionError("the espeak-ng corpus is small: train on it in one process")
 
 
+def wait() -> None:
+    """Until every process is here, and sees what the others wrote."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def model_options(args: argparse.Namespace) -> SpeechOptions:
     options = PRESETS[args.preset]
     names = ("layer", "codes", "codebooks", "prediction_heads", "logit_scale", "normalisation",
-             "target_gradient")  # fmt: skip
+             "target_gradient", "gradient_cap")  # fmt: skip
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(options, labels=dataclasses.replace(options.labels, **given))
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    autocast = torch.bfloat16 if args.bf16 else None
+    return Protocol(
+        pretraining=PretrainingOptions(
+            steps=args.steps, lr=args.lr, penalty=args.penalty, anchor_share=args.anchor_share,
+            accumulate=args.accumulate, autocast=autocast,
+        ),
+        finetuning=FineTuningOptions(
+            head_lr=args.head_lr, encoder_lr=args.encoder_lr, frozen_steps=args.frozen_steps,
+            autocast=autocast,
+        ),
+        finetuning_steps=args.finetuning_steps,
+        compile=args.compile,
+    )  # fmt: skip
 
 
 def read_source(args: argparse.Namespace) -> tuple[SpeechSource, list[Utterance]]:
@@ -209,7 +264,7 @@ def read_source(args: argparse.Namespace) -> tuple[SpeechSource, list[Utterance]
         source = dataclasses.replace(StoredSpeech.read(corpus), batch_size=args.batch)
         return source.to(args.device), corpus.labelled
     train, labelled, test = (
-        read_corpus(Path(place), format=args.format)
+        [] if place is None else read_corpus(Path(place), format=args.format)
         for place in (args.data, args.labelled, args.test)
     )
     source = StreamedSpeech(
@@ -235,6 +290,18 @@ def beam_search(
     )  # fmt: skip
 
 
+def require_earlier_stage(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse to go on from an arm that is missing, or that had other options."""
+    if args.stage == "finetune":
+        if not (folder / "pretrained" / "config.json").is_file():
+            raise OptionError(f"no pretrained model in {folder}: run --stage pretrain first")
+        require_same_run(folder, args, FREE | FINETUNING, PRETRAINING)
+    elif args.stage == "evaluate":
+        if not (folder / "result.json").is_file():
+            raise OptionError(f"no fine-tuned recogniser in {folder}: run --stage finetune first")
+        require_same_run(folder, args, FREE | SEARCH)
+
+
 def begin_anew(folder: Path, stage: str) -> None:
     """Remove an earlier run's arm, but for what the stage begins from."""
     if stage == "finetune":
@@ -248,6 +315,7 @@ def begin_anew(folder: Path, stage: str) -> None:
 
 def run_arm(
     args: argparse.Namespace,
+    protocol: Protocol,
     options: SpeechOptions,
     source: SpeechSource,
     search: BeamSearch | None,
@@ -257,36 +325,25 @@ def run_arm(
     """Pretrain, fine-tune and measure, or leave out what an interrupted run finished."""
     folder = args.out / f"{method}-seed{seed}"
     result = folder / "result.json"
-    if args.resume and result.is_file():
+    if args.resume and result.is_file() and args.stage != "evaluate":
         return
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== {method}, seed {seed}", flush=True)
     if args.stage == "evaluate":
         numbers = evaluate(args, source, search, folder)
-        if rank() == 0:
-            write_json(result, numbers)
-        return
-    options = dataclasses.replace(options, labels=dataclasses.replace(options.labels, seed=seed))
-    if args.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(args.device)
-    protocol = Protocol(
-        pretraining=PretrainingOptions(
-            steps=args.steps, lr=args.lr, penalty=args.penalty, anchor_share=args.anchor_share,
-            accumulate=args.accumulate, autocast=torch.bfloat16 if args.bf16 else None,
-        ),
-        finetuning=FineTuningOptions(
-            head_lr=args.head_lr, encoder_lr=args.encoder_lr, frozen_steps=args.frozen_steps,
-            autocast=torch.bfloat16 if args.bf16 else None,
-        ),
-        finetuning_steps=args.finetuning_steps,
-        compile=args.compile,
-    )  # fmt: skip
-    pretrained = pretrain(args, protocol, options, source, method, seed, folder)
-    if args.stage == "pretrain":
-        return
-    numbers = measure(args, protocol, source, search, pretrained, method, seed, folder)
+    else:
+        options = dataclasses.replace(
+            options, labels=dataclasses.replace(options.labels, seed=seed)
+        )
+        if args.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(args.device)
+        pretrained = pretrain(args, protocol, options, source, method, seed, folder)
+        if args.stage == "pretrain":
+            return
+        numbers = measure(args, protocol, source, search, pretrained, method, seed, folder)
     if rank() == 0:
+        write_configuration(folder, args)
         write_json(result, numbers)
 
 
@@ -301,17 +358,15 @@ def pretrain(
 ) -> Pretrained:
     """The arm's pretrained model: read where it was trained before, or trained now."""
     saved, table = folder / "pretrained", folder / "history.csv"
-    # What an arm of this run finds, this run has saved: what was there before was removed.
-    reuse = args.resume or args.stage == "finetune" or method in args.method
-    if reuse and (saved / "config.json").is_file():
-        history = pd.read_csv(table) if table.is_file() else pd.DataFrame()
-        seconds = float(history["seconds"].iloc[-1]) if len(history) else 0.0
-        return Pretrained(SpeechModel.from_pretrained(saved).to(args.device), history, seconds)
-    if args.stage == "finetune":
-        raise OptionError(f"no pretrained model in {saved}: run --stage pretrain first")
+    if (saved / "config.json").is_file():  # of this run: what was there before was removed
+        history = read_history(table)
+        model = SpeechModel.from_pretrained(saved).to(args.device)
+        return Pretrained(model, history, seconds_of(history))
     teacher = None
     if method == "relabel":
-        place = args.out / f"best-rq-seed{seed}"
+        place = teacher_of(args, folder, seed)
+        if rank() == 0 and not place.is_dir():
+            print("   best-rq, to label by", flush=True)
         teacher = pretrain(args, protocol, options, source, "best-rq", seed, place).model
     checkpoint = folder / "pretraining.pt"
     callbacks = [Checkpoint(checkpoint, every=args.checkpoint_every)]
@@ -321,15 +376,40 @@ def pretrain(
         source, options, method, seed,
         teacher=teacher, device=args.device, callbacks=callbacks,
         log_every=max(1, args.steps // 100),
-        resume=checkpoint if args.resume and checkpoint.is_file() else None,
+        resume=checkpoint if args.resume and checkpoints.exists(checkpoint) else None,
     )  # fmt: skip
     if rank() == 0:
-        found.model.save_pretrained(saved)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_configuration(folder, args, PRETRAINING)
         if len(found.history):
-            found.history.assign(method=method, seed=seed).to_csv(table, index=False)
-    if dist.is_initialized():
-        dist.barrier()  # what was saved may be read next
+            write_csv(table, found.history.assign(method=method, seed=seed))
+        found.model.save_pretrained(saved)  # the last: where it is, the rest is
+    wait()
     return found
+
+
+def teacher_of(args: argparse.Namespace, folder: Path, seed: int) -> Path:
+    """Where relabel's teacher is: an arm with these options, or a part of relabel's own."""
+    place = args.out / f"best-rq-seed{seed}"
+    if "best-rq" in args.method:
+        return place
+    try:
+        require_same_run(place, args, FREE | FINETUNING, PRETRAINING)
+    except OptionError:
+        return folder / "teacher"
+    return place
+
+
+def read_history(table: Path) -> pd.DataFrame:
+    """The records of an arm's pretraining; none where nothing was trained."""
+    try:
+        return pd.read_csv(table) if table.is_file() else pd.DataFrame()
+    except ValueError as error:
+        raise OptionError(f"{table} is damaged: begin a new run there") from error
+
+
+def seconds_of(history: pd.DataFrame) -> float:
+    return float(history["seconds"].iloc[-1]) if len(history) else 0.0
 
 
 def measure(
@@ -342,17 +422,17 @@ def measure(
     seed: int,
     folder: Path,
 ) -> dict:
-    aligned = all(each.phones for each in source.transcribed)
-    found = protocol.represent(source, pretrained.model) if aligned else None
+    found = protocol.represent(source, pretrained.model) if is_aligned(source) else None
     checkpoint = folder / "finetuning.pt"
     heard = protocol.recognise(
         source, pretrained.model.encoder, seed, search=search, device=args.device,
         callbacks=[Checkpoint(checkpoint, every=args.checkpoint_every)],
-        resume=checkpoint if args.resume and checkpoint.is_file() else None,
+        resume=checkpoint if args.resume and checkpoints.exists(checkpoint) else None,
     )  # fmt: skip
     if rank() == 0:
+        write_csv(folder / "finetuning.csv", heard.history)
         heard.recogniser.save_pretrained(folder / "recogniser")
-        heard.history.to_csv(folder / "finetuning.csv", index=False)
+    teacher = teacher_of(args, folder, seed) / "history.csv" if method == "relabel" else None
     return {
         "method": method,
         "seed": seed,
@@ -363,6 +443,7 @@ def measure(
         "steps": int(pretrained.history["step"].iloc[-1]) if len(pretrained.history) else 0,
         "frames": int(pretrained.history["frames"].iloc[-1]) if len(pretrained.history) else 0,
         "pretraining_seconds": pretrained.seconds,
+        "teacher_seconds": seconds_of(read_history(teacher)) if teacher else 0.0,
         "finetuning_seconds": heard.seconds,
         "peak_memory_bytes": peak_memory(args.device),
     }
@@ -372,12 +453,18 @@ def evaluate(
     args: argparse.Namespace, source: SpeechSource, search: BeamSearch, folder: Path
 ) -> dict:
     """The arm's result, with the errors of its fine-tuned recogniser counted anew."""
-    if not (folder / "result.json").is_file():
-        raise OptionError(f"no fine-tuned recogniser in {folder}: run --stage finetune first")
     recogniser = Recogniser.from_pretrained(folder / "recogniser").to(args.device)
     search = dataclasses.replace(search, vocabulary=recogniser.vocabulary)
     found = errors(decode(recogniser, source), decode(recogniser, source, search), folder)
-    return {**json.loads((folder / "result.json").read_text()), **found}
+    return {**read_result(folder), **found}
+
+
+def read_result(folder: Path) -> dict:
+    place = folder / "result.json"
+    try:
+        return dict(json.loads(place.read_text()))
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{place} is damaged: remove it, and --resume measures anew") from error
 
 
 def errors(greedy: Decoded, beam: Decoded, folder: Path) -> dict:
@@ -387,13 +474,15 @@ def errors(greedy: Decoded, beam: Decoded, folder: Path) -> dict:
     heard["beam"] = [each.hypothesis for each in beam.transcripts]
     if rank() == 0:
         write_csv(folder / "transcripts.csv", heard)
-    found: dict = {"unit": greedy.unit}
+    found: dict = {"unit": greedy.unit, "test_utterances": len(heard)}
     for name, decoded in (("greedy", greedy), ("beam", beam)):
-        rate = decoded.errors.rate()
+        voices = [each.speaker for each in decoded.transcripts]
+        rate, characters = decoded.errors.pooled(voices).rate(), decoded.character_errors
         found[name] = {
             "error_rate": rate.value,
             "low": rate.low,
             "high": rate.high,
+            "character_error_rate": None if characters is None else characters.rate().value,
             "seconds": decoded.seconds,
         }
     return found
@@ -402,24 +491,33 @@ def errors(greedy: Decoded, beam: Decoded, folder: Path) -> dict:
 # Report -----------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, source: SpeechSource, search: BeamSearch) -> None:
-    """Table, figures and summary of every arm that --out holds a result of."""
+def report(
+    args: argparse.Namespace, options: SpeechOptions, source: SpeechSource, search: BeamSearch
+) -> None:
+    """Table, figures and summary of every arm of these options that --out holds a result of."""
     from speech_report import draw, table
 
     methods: dict[str, list[dict]] = {}
     histories = []
     for method in ALL_METHODS:
         for folder in sorted(args.out.glob(f"{method}-seed*")):
-            if (folder / "result.json").is_file():
-                methods.setdefault(method, []).append(
-                    json.loads((folder / "result.json").read_text())
-                )
-            if (folder / "history.csv").is_file():
-                histories.append(pd.read_csv(folder / "history.csv"))
+            if not (folder / "result.json").is_file():
+                continue
+            try:
+                require_same_run(folder, args, FREE)
+            except OptionError as error:
+                print(f"left out: {error}")
+                continue
+            methods.setdefault(method, []).append(read_result(folder))
+            if len(history := read_history(folder / "history.csv")):
+                histories.append(history)
     summary = {
         "corpus": args.data,
         "preset": args.preset,
         "device": args.device,
+        "codes": options.labels.codes,
+        "quick": args.quick,
+        "skipped": source.skipped,
         "unit": next(iter(methods.values()))[0]["unit"],
         "language_model": {
             "file": args.lm,
@@ -428,11 +526,11 @@ def report(args: argparse.Namespace, source: SpeechSource, search: BeamSearch) -
             "insertion_bonus": search.beta,
             "beam": search.width,
         },
-        "test_utterances": sum(len(batch.utterances) for batch in source.tested()),
+        "test_utterances": next(iter(methods.values()))[0]["test_utterances"],
         "methods": methods,
     }
     history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
-    history.to_csv(args.out / "history.csv", index=False)
+    write_csv(args.out / "history.csv", history)
     write_json(args.out / "summary.json", summary)
     draw(summary, history, args.out)
     print(table(summary))

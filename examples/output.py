@@ -16,6 +16,7 @@ from runs import file_hashes
 PACKAGES = (
     "bilevel", "torch", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "cvxpy",
     "clarabel", "networkx", "transformers", "peft", "tokenizers", "safetensors", "datasets",
+    "soundfile", "espeakng-loader", "jiwer",
 )  # fmt: skip
 
 

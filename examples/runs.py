@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -49,36 +50,48 @@ def device_of(name: str) -> str:
 
 
 def file_hashes(args: argparse.Namespace) -> dict[str, str]:
-    """Of the files that options name, what is in them."""
-    named = {name: value for name, value in vars(args).items() if isinstance(value, str | Path)}
-    return {
-        name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for name, value in named.items()
-        if value and Path(value).is_file()
+    """Of the files that options name, what is in them; of folders, their files and sizes."""
+    named = {
+        name: Path(value)
+        for name, value in vars(args).items()
+        if isinstance(value, str | Path) and value and name != "out"
     }
+    return {name: _hash(place) for name, place in named.items() if place.exists()}
+
+
+@functools.cache
+def _hash(place: Path) -> str:
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    files = sorted(each for each in place.rglob("*") if each.is_file())
+    listed = "\n".join(f"{each.relative_to(place)} {each.stat().st_size}" for each in files)
+    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
 
 def require_same_run(
     folder: Path, args: argparse.Namespace, free: set[str], name: str = "config.json"
 ) -> None:
-    """A run is resumed with the options and files that it was begun with, but for those free."""
+    """A run is resumed with the options and files that it was begun with, but for those free.
+
+    Options that came into being later are not compared.
+    """
     place = folder / name
     if not place.is_file():
         raise OptionError(f"there is no run in {folder} to go on with: begin one there")
     try:
         before = json.loads(place.read_text())
-        begun, files = before["arguments"], before["files"]
-    except (ValueError, KeyError) as error:
+        begun, files = dict(before["arguments"]), dict(before["files"])
+    except (ValueError, KeyError, TypeError) as error:
         raise OptionError(f"{place} is damaged: begin a new run there") from error
     now = json.loads(json.dumps(vars(args), default=str))
-    for option in now.keys() - free - {"resume", "out"}:
-        if now[option] != begun.get(option):
+    for option in sorted(now.keys() & begun.keys() - free - {"resume", "out"}):
+        if now[option] != begun[option]:
             raise OptionError(
-                f"the run in {folder} had {option}={begun.get(option)!r} and not {now[option]!r}: "
+                f"the run in {folder} had {option}={begun[option]!r} and not {now[option]!r}: "
                 "repeat its options, or begin a new run"
             )
     for option, found in file_hashes(args).items():
-        if option not in free and found != files.get(option):
+        if option not in free and found != files.get(option, found):
             raise OptionError(
                 f"{getattr(args, option)} has changed since the run in {folder} began: begin a new "
                 "run"

@@ -11,38 +11,57 @@ from output import save_figure
 
 #: By which transcripts were found -> how figures call it.
 DECODERS = {"greedy": "greedy", "beam": "beam search with a language model"}
+#: Style and width: where the labels are the same, curves lie on one another.
+CURVES = {"best-rq": ("-", 3.0), "birq": ((0, (4, 3)), 1.2), "relabel": ("-", 1.2)}
 COLOURS = {"scratch": "#8a8f98", "best-rq": "#2f7ed8", "birq": "#2a9d78", "relabel": "#d97a2b"}
 
 
 def table(summary: dict) -> str:
     """One row a method: means over the seeds, and standard deviations of the error rate."""
-    head = (
-        f"{'':10}{'greedy':>14}  {'beam, LM':>14}  {'best probe':>10}  {'labels say':>10}  "
-        f"{'steps':>6}  {'pretraining':>11}  {'search':>6}"
-    )
-    lines = [f"{'':10}{summary['unit'] + ' error rate':^30}", head, "-" * len(head)]
-    for method, runs in summary["methods"].items():
-        greedy, beam = (_rate(runs, decoder) for decoder in DECODERS)
-        probe = _mean(runs, lambda run: max(run["probes"][2:]) if run["probes"] else np.nan)
-        labels = _mean(runs, _labels)
-        steps, seconds = (
-            np.mean([run[name] for run in runs]) for name in ("steps", "pretraining_seconds")
-        )
-        search = np.mean([run["beam"]["seconds"] for run in runs])
-        lines.append(
-            f"{method:10}{greedy:>14}  {beam:>14}  {probe:>10}  {labels:>10}  {steps:>6.0f}  "
-            f"{seconds:>9.0f} s  {search:>4.0f} s"
-        )
-    lines += [
+    rows = pd.DataFrame(
+        {method: _row(runs) for method, runs in summary["methods"].items()}
+    ).T.astype(object)
+    rows = rows.loc[:, (rows != "").any()]  # without alignments nothing is known of phones
+    lines = [
+        f"{summary['unit']} error rates on {summary['test_utterances']} utterances",
+        rows.to_string(),
         "",
         _language_model(summary),
-        "best probe: share of held-out frames whose phone a linear probe finds in the best layer"
-        + _input(summary),
-        "labels say: mutual information of labels and phones, over the phones' entropy and less "
-        "chance;",
-        "            best-rq and scratch: labels of the features; birq and relabel: of layer k",
     ]
+    if "CER" in rows:
+        lines.append("CER:         character error rate, greedy")
+    if "best probe" in rows:
+        lines += [
+            "best probe:  share of held-out frames whose phone a linear probe finds in the best of",
+            f"             layers 1, 2, ... (in the features themselves {_input(summary):.3f})",
+            "labels say:  mutual information of labels and phones, over the phones' entropy and "
+            "less chance;",
+            "             best-rq, scratch: labels of the features; birq, relabel: of layer k",
+        ]
+    if any(run["teacher_seconds"] for runs in summary["methods"].values() for run in runs):
+        lines.append("pretraining: relabel's with its teacher's")
+    if summary["quick"]:
+        lines.append("--quick: budgets too small to compare methods")
     return "\n".join(lines)
+
+
+def _row(runs: list[dict]) -> dict[str, str]:
+    def mean(value, form: str) -> str:
+        found = np.mean([value(run) for run in runs])
+        return "" if np.isnan(found) else form.format(found)
+
+    return {
+        "greedy": _rate(runs, "greedy"),
+        "beam, LM": _rate(runs, "beam"),
+        "CER": mean(lambda run: 100 * _number(run["greedy"]["character_error_rate"]), "{:.1f} %"),
+        "best probe": mean(lambda run: max(run["probes"][2:], default=np.nan), "{:.3f}"),
+        "labels say": mean(_labels, "{:.3f}"),
+        "steps": mean(lambda run: run["steps"], "{:.0f}"),
+        "pretraining": mean(
+            lambda run: run["pretraining_seconds"] + run["teacher_seconds"], "{:.0f} s"
+        ),
+        "search": mean(lambda run: run["beam"]["seconds"], "{:.0f} s"),
+    }
 
 
 def _rate(runs: list[dict], decoder: str) -> str:
@@ -51,18 +70,17 @@ def _rate(runs: list[dict], decoder: str) -> str:
     return f"{100 * rates.mean():.1f} %{spread}"
 
 
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
 def _language_model(summary: dict) -> str:
     model = summary["language_model"]
     return (
-        f"beam, LM:   beam search with {model['order']}-grams of "
+        f"beam, LM:    beam search with {model['order']}-grams of "
         f"{model['file'] or 'the labelled transcripts'}, weight {model['weight']:g}, "
         f"bonus {model['insertion_bonus']:g}"
     )
-
-
-def _mean(runs: list[dict], value) -> str:
-    found = np.mean([value(run) for run in runs])
-    return "" if np.isnan(found) else f"{found:.3f}"
 
 
 def _labels(run: dict) -> float:
@@ -70,13 +88,8 @@ def _labels(run: dict) -> float:
     return run[kind]["information"] if run.get(kind) else np.nan
 
 
-def _input(summary: dict) -> str:
-    runs = next(iter(summary["methods"].values()))
-    return (
-        f"\n            (in the features themselves {runs[0]['probes'][0]:.3f})"
-        if runs[0]["probes"]
-        else ""
-    )
+def _input(summary: dict) -> float:
+    return next(iter(summary["methods"].values()))[0]["probes"][0]
 
 
 # Figures ----------------------------------------------------------------------------------------
@@ -88,7 +101,7 @@ def draw(summary: dict, history: pd.DataFrame, out: Path) -> None:
     if any(run["probes"] for runs in summary["methods"].values() for run in runs):
         save_figure(_probes(summary), out, "probes")
     if len(history):
-        save_figure(_training(history), out, "pretraining")
+        save_figure(_training(history, summary["codes"]), out, "pretraining")
 
 
 def _errors(summary: dict) -> Figure:
@@ -109,7 +122,7 @@ def _errors(summary: dict) -> Figure:
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     axes.set_xticks(range(len(summary["methods"])), list(summary["methods"]))
     axes.set_ylabel(f"{summary['unit']} error rate / %")
-    axes.set_title("Held-out voices; dots are seeds, lines 95 % intervals", fontsize=9)
+    axes.set_title("Held-out voices; dots are seeds, lines 95 % intervals over voices", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     return figure
@@ -136,27 +149,27 @@ def _probes(summary: dict) -> Figure:
     return figure
 
 
-def _training(history: pd.DataFrame) -> Figure:
+def _training(history: pd.DataFrame, size: int) -> Figure:
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     losses, codes = figure.subplots(1, 2)
+    first = history["seed"].iloc[0]
     for (method, seed), run in history.groupby(["method", "seed"], sort=False):
-        label = method if seed == history["seed"].iloc[0] else None
-        colour = COLOURS[method]
-        losses.plot(run["step"], run["lower"], color=colour, label=label, linewidth=1.2)
+        curves = [(losses, "lower", f"{method} (G)", COLOURS[method], *CURVES[method])]
         if method == "birq":
-            codes.plot(
-                run["step"], run["enhanced_perplexity"], color=colour, linewidth=1.2,
-                label=None if label is None else "enhanced labels",
+            curves += [
+                (losses, "upper", "birq: enhanced labels (F)", "#7a3e9d", "-", 1.2),
+                (codes, "enhanced_perplexity", "birq: enhanced labels", "#7a3e9d", "-", 1.2),
+                (codes, "anchor_perplexity", "birq: anchor labels", "#8a8f98", "-", 1.2),
+            ]
+        for axes, column, label, colour, style, width in curves:
+            axes.plot(
+                run["step"], run[column], color=colour, linestyle=style, linewidth=width,
+                label=label if seed == first else None,
             )  # fmt: skip
-            codes.plot(
-                run["step"], run["anchor_perplexity"], color="#8a8f98", linewidth=1.2,
-                label=None if label is None else "anchor labels",
-            )  # fmt: skip
-            losses.plot(
-                run["step"], run["upper"], color=colour, linestyle="--", linewidth=1.0,
-                label=None if label is None else "birq: enhanced (F)",
-            )  # fmt: skip
-    losses.set_title("cross-entropy of the labels (G) / nats", fontsize=9)
+    losses.axhline(
+        np.log(size), color="black", linestyle=":", linewidth=1.0, label=f"ln {size}: all alike"
+    )
+    losses.set_title("cross-entropy of the labels, F and G / nats", fontsize=9)
     codes.set_title("codes in use: perplexity in a batch", fontsize=9)
     codes.set_ylim(bottom=0)
     for axes in (losses, codes):

@@ -9,9 +9,15 @@ import pytest
 import torch
 from signals import model, options, spoken_store
 
-from bilevel.problems.speech import PretrainingOptions
-from bilevel.problems.speech.protocol import Protocol, decode, vocabulary_of
-from bilevel.problems.speech.recognition import BeamSearch, FineTuningOptions, estimate_ngrams
+from bilevel.errors import DatasetError
+from bilevel.problems.speech import FeatureStore, PretrainingOptions
+from bilevel.problems.speech.protocol import Decoded, Protocol, decode, vocabulary_of
+from bilevel.problems.speech.recognition import (
+    BeamSearch,
+    FineTuningOptions,
+    Transcript,
+    estimate_ngrams,
+)
 from bilevel.problems.speech.representation import representation
 from bilevel.problems.speech.sources import StoredSpeech
 
@@ -54,6 +60,28 @@ def test_labels_that_say_nothing_are_measured_as_such():
     found = representation(network, shuffled.batches(1000), shuffled.batches(1000))
     assert abs(found.anchor.information) < 0.05
     assert found.anchor.accuracy < 0.5
+
+
+def test_speech_without_phones_is_not_probed(pretrained):
+    texts = StoredSpeech(STORES.train, spoken(12, 1), spoken(16, 2))
+    with pytest.raises(DatasetError, match="probes need utterances with phones"):
+        PROTOCOL.represent(texts, pretrained.model)
+    assert vocabulary_of(texts).kind == "characters"
+
+
+def spoken(count, seed):
+    """Utterances of which the text is known alone."""
+    store = spoken_store(count, seed)
+    utterances = [dataclasses.replace(each, phones=(), text="a b") for each in store.utterances]
+    return FeatureStore(store.features, utterances)
+
+
+@pytest.mark.parametrize(("unit", "errors", "characters"), [("word", 1, 2), ("phone", 1, None)])
+def test_texts_are_scored_in_words_and_characters_and_phones_alone(unit, errors, characters):
+    decoded = Decoded([Transcript("1", "aa bcd", "aa bxy")], unit, 0.0)
+    assert decoded.errors.errors.tolist() == [errors]
+    found = decoded.character_errors
+    assert (found and found.errors.tolist()) == (characters and [characters])
 
 
 def test_recognition_beats_guessing_and_is_paired_by_utterance(pretrained):

@@ -14,8 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bilevel.callbacks import Callback
 from bilevel.distributed import world_size
+from bilevel.errors import DatasetError
+from bilevel.problems.speech.data.phones import SILENCE
 from bilevel.problems.speech.losses import PretrainingLosses
-from bilevel.problems.speech.measures import ErrorCounts, phone_errors, word_errors
+from bilevel.problems.speech.measures import (
+    ErrorCounts,
+    character_errors,
+    phone_errors,
+    word_errors,
+)
 from bilevel.problems.speech.model import SpeechModel
 from bilevel.problems.speech.options import SpeechOptions
 from bilevel.problems.speech.pretraining import PretrainingOptions, pretrain
@@ -32,9 +39,6 @@ from bilevel.problems.speech.recognition import (
 from bilevel.problems.speech.recognition.recogniser import Decoder
 from bilevel.problems.speech.representation import Representation, representation
 from bilevel.problems.speech.sources import SpeechSource
-
-#: What alignments call pauses; no recogniser is asked for them.
-SILENCES = ("sil",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,18 @@ class Protocol:
         return Pretrained(model, history, seconds)
 
     def represent(self, source: SpeechSource, model: SpeechModel) -> Representation:
-        """What the model's layers and labels say about the phones of the test voices."""
+        """What the model's layers and labels say about the phones of the test voices.
+
+        Raises
+        ------
+        DatasetError
+            The utterances are not aligned with phones.
+        """
+        if not is_aligned(source):
+            raise DatasetError(
+                "probes need utterances with phones and their times, as those of espeak_corpus(): "
+                "leave them out for these"
+            )
         return representation(model, source.sampled(), source.tested())
 
     def recognise(
@@ -145,21 +160,21 @@ def decode(
 
 def vocabulary_of(source: SpeechSource) -> Vocabulary:
     """The phones of a source's aligned utterances, or else the characters of its texts."""
-    utterances = source.transcribed
-    if all(each.phones for each in utterances):
-        return Vocabulary.of_phones(utterances, skipped=SILENCES)
-    return Vocabulary.of_texts(each.text or "" for each in utterances)
+    if is_aligned(source):  # no recogniser is asked for pauses
+        return Vocabulary.of_phones(source.transcribed, skipped=(SILENCE,))
+    return Vocabulary.of_texts(each.text or "" for each in source.transcribed)
+
+
+def is_aligned(source: SpeechSource) -> bool:
+    """Whether all its transcribed utterances have phones."""
+    return all(each.phones for each in source.transcribed)
 
 
 def _wrapped(losses: PretrainingLosses) -> nn.Module | None:
     if world_size() == 1:
         return None
     device = losses.model.device
-    return DistributedDataParallel(
-        losses,
-        device_ids=None if device.type == "cpu" else [device],
-        broadcast_buffers=False,  # all frozen, and alike from the start
-    )
+    return DistributedDataParallel(losses, device_ids=None if device.type == "cpu" else [device])
 
 
 @dataclass(frozen=True)
@@ -194,6 +209,16 @@ class Decoded:
         """Errors by utterance."""
         count = phone_errors if self.unit == "phone" else word_errors
         return count(
+            [each.reference for each in self.transcripts],
+            [each.hypothesis for each in self.transcripts],
+        )
+
+    @property
+    def character_errors(self) -> ErrorCounts | None:
+        """Errors in characters, where texts are heard and not phones."""
+        if self.unit == "phone":
+            return None
+        return character_errors(
             [each.reference for each in self.transcripts],
             [each.hypothesis for each in self.transcripts],
         )
