@@ -128,8 +128,9 @@ class TestIntervals:
             found.pooled(["a", "b", "c"])
 
     def test_options(self) -> None:
-        with pytest.raises(OptionError, match="level=95"):
-            Bootstrap(level=95)
+        for level in (95, "95 %"):
+            with pytest.raises(OptionError, match=f"level={level!r}"):
+                Bootstrap(level=level)
         with pytest.raises(OptionError, match="resamples=0"):
             Bootstrap(resamples=0)
 

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 from finetuning_worker import AUGMENT, OPTIONS, VOCABULARY, batches, recogniser, run
+from signals import model
 from torch import nn
 
 from bilevel.callbacks import Callback, Checkpoint
 from bilevel.errors import CheckpointError, DatasetError, NonFiniteError, OptionError
-from bilevel.problems.speech.inputs import SpeechInputs
+from bilevel.problems.speech import (
+    PretrainingLosses,
+    PretrainingOptions,
+    SpeechInputs,
+    pretrain,
+)
 from bilevel.problems.speech.noise import KeyedNoise
 from bilevel.problems.speech.recognition import FineTuningOptions, SpecAugment, Vocabulary, finetune
 from bilevel.problems.speech.recognition.ctc import frames_needed
@@ -138,6 +144,14 @@ def test_a_checkpoint_of_other_symbols_is_refused(begun):
     other = Vocabulary((*VOCABULARY.symbols[:-1], "zh"), "phones")
     with pytest.raises(CheckpointError, match="symbols="):
         finetune(recogniser(vocabulary=other), batches(), steps=2, options=OPTIONS, resume=begun)
+
+
+def test_a_checkpoint_of_pretraining_is_refused(tmp_path):
+    path = tmp_path / "pretraining.pt"
+    pretrain(PretrainingLosses(model()), batches(), PretrainingOptions(steps=1), progress=False,
+             callbacks=[Checkpoint(path)])  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"pretraining.pt: the saved"):
+        finetune(recogniser(), batches(), steps=2, options=OPTIONS, resume=path)
 
 
 def shortened(batch: SpeechInputs, frames: list[int]) -> SpeechInputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,7 +51,7 @@ class Bootstrap:
     def __post_init__(self) -> None:
         check_count("resamples", self.resamples)
         check_count("seed", self.seed, least=0)
-        if not 0 < self.level < 1:
+        if not (isinstance(self.level, Real) and 0 < self.level < 1):
             raise OptionError(f"level={self.level!r}, expected a share between 0 and 1")
 
     def ratio(self, numerators: ArrayLike, denominators: ArrayLike) -> Estimate:

@@ -3,6 +3,7 @@
 from bilevel.problems.speech.recognition.arpa import read_arpa, write_arpa
 from bilevel.problems.speech.recognition.augmentation import SpecAugment
 from bilevel.problems.speech.recognition.beam import BeamSearch, Hypothesis
+from bilevel.problems.speech.recognition.ctc import CTCObjective
 from bilevel.problems.speech.recognition.finetuning import finetune
 from bilevel.problems.speech.recognition.finetuning_options import FineTuningOptions
 from bilevel.problems.speech.recognition.greedy import greedy_decode
@@ -17,6 +18,7 @@ from bilevel.problems.speech.recognition.tokens import Vocabulary
 
 __all__ = [
     "BeamSearch",
+    "CTCObjective",
     "FineTuningOptions",
     "Hypothesis",
     "Level",
