@@ -17,6 +17,7 @@ from bilevel.problems.speech.recognition.augmentation import SpecAugment
 from bilevel.problems.speech.recognition.tokens import BLANK
 
 if TYPE_CHECKING:
+    from bilevel.problems.speech.data import Utterance
     from bilevel.problems.speech.recognition.recogniser import Recogniser
 
 
@@ -69,6 +70,8 @@ class CTCObjective(nn.Module):
     ----------
     infeasible
         By utterance that was left out, the frames that its target needs and those that it has.
+    utterances
+        Of the last batch.
     frames, symbols
         Encoder frames that this process has seen, and the symbols that all have learnt from.
     """
@@ -77,12 +80,14 @@ class CTCObjective(nn.Module):
         super().__init__()
         self.recogniser = recogniser
         self.augment = augment
+        self.utterances: Sequence[Utterance] = ()
         self.infeasible: dict[str, list[int]] = {}
         self.frames = 0
         self.symbols = 0
 
     def forward(self, batch: SpeechInputs) -> tuple[Tensor, Tensor]:
         batch = batch.to(self.recogniser.head.weight.device)
+        self.utterances = batch.utterances
         features, counts = batch.features, batch.frame_counts
         if self.augment is not None:
             features = self.augment(features, counts, KeyedNoise(batch.keys, features.device))

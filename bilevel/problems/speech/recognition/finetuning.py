@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bilevel.callbacks import Callback, Record
+from bilevel.checkpoints import require_same_settings
 from bilevel.distributed import gather, world_size
-from bilevel.errors import CheckpointError, DatasetError
+from bilevel.errors import DatasetError, NonFiniteError
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.problems.speech.inputs import SpeechInputs
@@ -95,6 +96,10 @@ def finetune(
             progress=progress,
             resume=resume,
         )
+    except NonFiniteError as error:
+        names = ", ".join(each.id for each in objective.utterances[:3])
+        text = f"{error} (in a batch of {names}, ...)"
+        raise NonFiniteError(text, error.state, error.history) from error
     finally:
         recogniser.train(training)
     monitor.require_symbols()
@@ -150,13 +155,7 @@ class FineTuningMonitor(Callback):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take the counters; refuse other settings."""
-        for name, value in self.settings.items():
-            found = saved["settings"].get(name)
-            if found != value:
-                raise CheckpointError(
-                    f"the run was begun with {name}={found!r}, and this one has {value!r}: resume "
-                    "with the same options, or begin anew"
-                )
+        require_same_settings(saved["settings"], self.settings)
         for name, value in saved["counters"].items():
             setattr(self.objective, name, value)
 
