@@ -16,13 +16,22 @@ FORMAT = 3
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; a crash leaves the old file or the new one, never a part."""
+    """Write a checkpoint; a crash leaves the old file or the new one, never a part.
+
+    Raises
+    ------
+    CheckpointError
+        the file cannot be written.
+    """
     path = _own(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(_partial(path), "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(_partial(path), "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
     gather(None)  # no process replaces its file before all have written theirs
     os.replace(_partial(path), path)
 

@@ -16,8 +16,8 @@ and AMI trees, YODAS shards, NeMo, SpeechBrain and Lhotse manifests, or any fold
 Error rates are of greedy decoding, and of beam search with an n-gram language model over phones or
 words: that of --lm, an ARPA file, or one estimated from the transcripts of the labelled speech.
 
-As it stands this takes some ten minutes on a CPU core, half of them for relabel, which trains a
-best-rq encoder of its own where there is none to label by. --out takes some 20 MB.
+As it stands this takes some ten minutes on one CPU core, and 11 MB an arm below --out. relabel
+without best-rq first trains the encoder that it labels by, which its time includes.
 
     python examples/birq_speech.py
     python examples/birq_speech.py --preset c2 --data train-960 --labelled train-clean-100 \\

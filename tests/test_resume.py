@@ -279,6 +279,21 @@ class TestFiles:
         assert first.steps == 5
         assert not partial.exists()
 
+    def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(
+        self, checkpoint, monkeypatch
+    ):
+        with pytest.raises(CheckpointError, match=r"run\.pt.*cannot be written: .*Errno"):
+            checkpoints.save(checkpoint / "below a file", {})
+        content = checkpoint.read_bytes()
+
+        def fail(*arguments):
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(torch, "save", fail)
+        with pytest.raises(CheckpointError, match=r"run\.pt cannot be written: unexpected pos"):
+            checkpoints.save(checkpoint, {})
+        assert checkpoint.read_bytes() == content
+
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere\.pt"):
             resume(network(), resume=tmp_path / "nowhere.pt")
