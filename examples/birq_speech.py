@@ -44,7 +44,7 @@ from runs import device_of, make_folder, parse, require_least, require_same_run
 
 from bilevel import checkpoints
 from bilevel.callbacks import Checkpoint, TensorBoard
-from bilevel.distributed import rank
+from bilevel.distributed import gather, rank
 from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
 from bilevel.problems.speech import PRESETS, PretrainingOptions, SpeechModel, SpeechOptions
@@ -358,7 +358,8 @@ def pretrain(
 ) -> Pretrained:
     """The arm's pretrained model: read where it was trained before, or trained now."""
     saved, table = folder / "pretrained", folder / "history.csv"
-    if (saved / "config.json").is_file():  # of this run: what was there before was removed
+    # Of this run, as what was there before was removed; process 0 alone knows when it looked.
+    if gather((saved / "config.json").is_file())[0]:
         history = read_history(table)
         model = SpeechModel.from_pretrained(saved).to(args.device)
         return Pretrained(model, history, seconds_of(history))
