@@ -54,7 +54,7 @@ def test_recordings_are_learnt_from_in_pieces(speech):
 
 
 def test_every_utterance_of_the_test_is_heard_whatever_its_length(speech):
-    test = [speech("brief", 0.08), speech("middling"), speech("lengthy", 3.0)]
+    test = [speech("brief", 0.08), speech("middling"), speech("lengthy", 31.0)]
     source = streamed([speech("t0")], [speech("l0")], test, max_seconds=1.0)
     assert names(source.tested()) == ["brief", "lengthy", "middling"]
     assert source.skipped == {}
