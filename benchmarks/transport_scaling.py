@@ -89,6 +89,7 @@ def measure(nodes: int, args: argparse.Namespace) -> dict:
     from bilevel import BLOCC, DifferenceOfConvex
     from bilevel.errors import ResponseError
     from bilevel.problems.transport import (
+        PlanLimits,
         assess,
         random_network,
         transport_problem,
@@ -125,7 +126,7 @@ def measure(nodes: int, args: argparse.Namespace) -> dict:
         return row
     began = time.process_time()
     try:
-        found = assess(network, solution.x.numpy())
+        found = assess(network, PlanLimits().of(network).built(solution.x.numpy()))
     except ResponseError as error:
         print(f"{nodes} nodes, the assessment: {error}", file=sys.stderr)
         found = None

@@ -68,7 +68,7 @@ def draw_map(plan) -> Figure:
 
 def is_built(plan) -> np.ndarray:
     """Which links have a capacity beyond the floor that the search leaves on all of them."""
-    return plan.capacity > 2 * PlanLimits().of(plan.network).lower
+    return PlanLimits().of(plan.network).built(plan.capacity) > 0
 
 
 def plain(text: str) -> str:

@@ -119,6 +119,10 @@ class Bounds:
     budget: float
     least_share: Array
 
+    def built(self, capacity: Array) -> Array:
+        """A plan without the links that a search has left at the floor, up to twice as much."""
+        return np.where(capacity > 2 * self.lower, capacity, 0.0)
+
 
 def _require_consistent(network: TransportNetwork, bounds: Bounds) -> None:
     """The program, an interior-point method's, needs a little room to spare."""

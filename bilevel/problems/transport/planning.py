@@ -208,7 +208,7 @@ class _Stages:
         bounds = self.bounds
         solution = self._solve(self.limits, start, rising, self.steps, file)
         histories = [solution.history]
-        found = assess(self.network, solution.x.numpy())
+        found = assess(self.network, bounds.built(solution.x.numpy()))
         asked, repeats = bounds.least_share, 0
         while repeats < 5:
             missing = bounds.least_share - found.share
@@ -222,7 +222,7 @@ class _Stages:
                 break  # for what was asked for in addition
             constant = Geometric(LAST_PENALTY, LAST_PENALTY, steps=1)
             solution = self._solve(limits, solution.x.numpy(), constant, 10, None)
-            found = assess(self.network, solution.x.numpy())
+            found = assess(self.network, bounds.built(solution.x.numpy()))
             done = histories[-1][["step", "seconds"]].iloc[-1]
             more = solution.history
             histories.append(more.assign(**{name: more[name] + done[name] for name in done.index}))
@@ -262,8 +262,7 @@ class _Stages:
     def trim(self, plan: Assessment) -> Assessment:
         """Capacities as they are used, twice: without the least used links others carry more."""
         for _ in range(2):
-            capacity = plan.trimmed_capacity
-            capacity[capacity <= 2 * self.bounds.lower] = 0.0
+            capacity = self.bounds.built(plan.trimmed_capacity)
             plan = self._better(plan, assess(self.network, capacity))
         self.end("trimmed", plan)
         return plan
@@ -272,7 +271,7 @@ class _Stages:
         self, blocc: Assessment, plan: Assessment, rounds: int, seed: int
     ) -> tuple[Assessment, TollPolish | None]:
         """Local search on the tolls at BLOCC's capacities: trimmed ones would not determine any."""
-        toll = np.where(blocc.load > 2 * self.bounds.lower, blocc.toll, np.inf)
+        toll = np.where(self.bounds.built(blocc.load) > 0, blocc.toll, np.inf)
         found: TollPolish | None
         try:
             found = polish_tolls(self.network, toll, rounds=rounds, seed=seed, limits=self.limits)
