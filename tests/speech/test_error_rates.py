@@ -168,6 +168,8 @@ class TestTexts:
             ("well-known — [laughter] <unk> uh-huh", "well known uh huh"),
             ("café no_name 3.5", "café no name 3 5"),
             ("ﬁne", "fine"),
+            ("क्या हिन्दी, है?", "क्या हिन्दी है"),  # vowels that are marks
+            ("auf\u200clage co\u00adop", "auflage coop"),
         ],
     )
     def test_of_words_only(self, text: str, expected: str) -> None:

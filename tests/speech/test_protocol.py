@@ -76,6 +76,11 @@ def spoken(count, seed):
     return FeatureStore(store.features, utterances)
 
 
+def test_case_and_punctuation_are_no_errors():
+    decoded = Decoded([Transcript("1", "It\u2019s so, Ann!", "it's so ann")], "word", 0.0)
+    assert decoded.errors.errors.tolist() == decoded.character_errors.errors.tolist() == [0]
+
+
 @pytest.mark.parametrize(("unit", "errors", "characters"), [("word", 1, 2), ("phone", 1, None)])
 def test_texts_are_scored_in_words_and_characters_and_phones_alone(unit, errors, characters):
     decoded = Decoded([Transcript("1", "aa bcd", "aa bxy")], unit, 0.0)

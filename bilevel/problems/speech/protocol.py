@@ -19,6 +19,7 @@ from bilevel.problems.speech.data.phones import SILENCE
 from bilevel.problems.speech.losses import PretrainingLosses
 from bilevel.problems.speech.measures import (
     ErrorCounts,
+    TextNormaliser,
     character_errors,
     phone_errors,
     word_errors,
@@ -206,22 +207,22 @@ class Decoded:
 
     @property
     def errors(self) -> ErrorCounts:
-        """Errors by utterance."""
-        count = phone_errors if self.unit == "phone" else word_errors
-        return count(
-            [each.reference for each in self.transcripts],
-            [each.hypothesis for each in self.transcripts],
-        )
+        """Errors by utterance; those in words regardless of case and punctuation."""
+        if self.unit == "phone":
+            return phone_errors(*self._texts)
+        return word_errors(*self._texts, TextNormaliser())
 
     @property
     def character_errors(self) -> ErrorCounts | None:
         """Errors in characters, where texts are heard and not phones."""
         if self.unit == "phone":
             return None
-        return character_errors(
-            [each.reference for each in self.transcripts],
-            [each.hypothesis for each in self.transcripts],
-        )
+        return character_errors(*self._texts, TextNormaliser())
+
+    @property
+    def _texts(self) -> tuple[list[str], list[str]]:
+        references = [each.reference for each in self.transcripts]
+        return references, [each.hypothesis for each in self.transcripts]
 
 
 @dataclass(frozen=True)

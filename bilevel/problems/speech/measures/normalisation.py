@@ -43,6 +43,13 @@ class TextNormaliser:
         if not self.marks:
             text = re.sub(r"<[^<>]*>|\[[^\[\]]*\]", " ", text)
         if not self.punctuation:
-            # Letters, their accents, digits, and apostrophes between two of them.
-            text = re.sub(r"(?<!\w)'|'(?!\w)|[^\w\s']|_", " ", text)
+            text = re.sub(r"(?<!\S)'+|'+(?!\S)", " ", "".join(map(_spoken, text)))
         return " ".join(word for word in text.split() if word not in self.dropped)
+
+
+def _spoken(character: str) -> str:
+    """Letters, their marks, digits and apostrophes; nothing for joiners, or else a space."""
+    category = unicodedata.category(character)
+    if category[0] in "LMN" or character == "'":
+        return character
+    return "" if category == "Cf" else " "
