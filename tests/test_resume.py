@@ -162,8 +162,8 @@ class TestFinished:
 class Count(Callback):
     """Counts steps."""
 
-    def __init__(self):
-        self.steps = 0
+    def __init__(self, steps=0):
+        self.steps = steps
 
     def on_step(self, run):
         self.steps += 1
@@ -176,10 +176,11 @@ class Count(Callback):
 
 
 def test_callbacks_go_on_where_they_were(tmp_path):
-    path, count = tmp_path / "run.pt", Count()
-    deterministic()(max_steps=7, callbacks=[Count(), Checkpoint(path)], **QUIET)
-    deterministic()(max_steps=9, callbacks=[count, Checkpoint(path)], resume=path, **QUIET)
-    assert count.steps == 9
+    path, counts = tmp_path / "run.pt", [Count(), Count(), Count()]
+    begun = [Count(), Count(100), Checkpoint(path)]
+    deterministic()(max_steps=7, callbacks=begun, **QUIET)
+    deterministic()(max_steps=9, callbacks=[*counts, Checkpoint(path)], resume=path, **QUIET)
+    assert [count.steps for count in counts] == [9, 109, 2]
     deterministic()(max_steps=12, resume=path, **QUIET)  # nor must they still be there
 
 

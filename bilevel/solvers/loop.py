@@ -75,9 +75,7 @@ class Run:
             "solver": type(self.solver).__name__,
             "state": self.state.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
-            "callbacks": {
-                type(each).__name__: held for each in self.callbacks if (held := each.state_dict())
-            },
+            "callbacks": self._held(),
             "earlier": self.earlier,
             "records": self.records,
             "elapsed": self.seconds,
@@ -97,6 +95,14 @@ class Run:
                 f"{path} is of another kind of run, or damaged: {error!r}"
             ) from error
 
+    def _held(self) -> dict[str, list[dict[str, Any]]]:
+        """By class, for callbacks that keep something: several of one class by their order."""
+        held: dict[str, list[dict[str, Any]]] = {}
+        for each in self.callbacks:
+            if state := each.state_dict():
+                held.setdefault(type(each).__name__, []).append(state)
+        return held
+
     def _take(self, saved: dict[str, Any]) -> None:
         if saved["solver"] != type(self.solver).__name__:
             raise CheckpointError(
@@ -107,9 +113,11 @@ class Run:
                 f"it holds the positions of {sorted(saved['streams']) or 'no batches'}, and "
                 f"solve() was given {sorted(self.streams) or 'none'}"
             )
+        held = {name: iter(states) for name, states in saved["callbacks"].items()}
         for callback in self.callbacks:
-            if (name := type(callback).__name__) in saved["callbacks"]:
-                callback.load_state_dict(saved["callbacks"][name])
+            state = next(held.get(type(callback).__name__, iter(())), None)
+            if state is not None:
+                callback.load_state_dict(state)
         for name, stream in self.streams.items():
             stream.load_state_dict(saved["streams"][name])
         self.earlier, self.records = saved["earlier"], saved["records"]
