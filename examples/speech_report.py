@@ -11,8 +11,9 @@ from output import save_figure
 
 #: By which transcripts were found -> how figures call it.
 DECODERS = {"greedy": "greedy", "beam": "beam search with a language model"}
-#: Style and width: where the labels are the same, curves lie on one another.
-CURVES = {"best-rq": ("-", 3.0), "birq": ((0, (4, 3)), 1.2), "relabel": ("-", 1.2)}
+#: Style, width and opacity: where the labels are the same, curves lie on one another.
+PLAIN = ("-", 1.2, 1.0)
+CURVES = {"best-rq": ("-", 3.5, 0.4), "birq": ((0, (4, 3)), 1.2, 1.0), "relabel": PLAIN}
 COLOURS = {"scratch": "#8a8f98", "best-rq": "#2f7ed8", "birq": "#2a9d78", "relabel": "#d97a2b"}
 
 
@@ -157,17 +158,21 @@ def _training(history: pd.DataFrame, size: int) -> Figure:
         curves = [(losses, "lower", f"{method} (G)", COLOURS[method], *CURVES[method])]
         if method == "birq":
             curves += [
-                (losses, "upper", "birq: enhanced labels (F)", "#7a3e9d", "-", 1.2),
-                (codes, "enhanced_perplexity", "birq: enhanced labels", "#7a3e9d", "-", 1.2),
-                (codes, "anchor_perplexity", "birq: anchor labels", "#8a8f98", "-", 1.2),
+                (losses, "upper", "birq: enhanced labels (F)", "#7a3e9d", *PLAIN),
+                (codes, "enhanced_perplexity", "birq: enhanced labels", "#7a3e9d", *PLAIN),
+                (codes, "anchor_perplexity", "birq: anchor labels", "#8a8f98", *PLAIN),
             ]
-        for axes, column, label, colour, style, width in curves:
+        for axes, column, label, colour, style, width, opacity in curves:
             axes.plot(
                 run["step"], run[column], color=colour, linestyle=style, linewidth=width,
-                label=label if seed == first else None,
+                alpha=opacity, label=label if seed == first else None,
             )  # fmt: skip
     losses.axhline(
-        np.log(size), color="black", linestyle=":", linewidth=1.0, label=f"ln {size}: all alike"
+        np.log(size),
+        color="black",
+        linestyle=":",
+        linewidth=1.0,
+        label=f"ln {size}: all codes alike",
     )
     losses.set_title("cross-entropy of the labels, F and G / nats", fontsize=9)
     codes.set_title("codes in use: perplexity in a batch", fontsize=9)

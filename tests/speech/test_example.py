@@ -18,7 +18,7 @@ import torch
 from bilevel.errors import OptionError
 from bilevel.problems.speech import SpeechModel
 from bilevel.problems.speech.data import espeak_corpus
-from bilevel.problems.speech.measures import character_errors
+from bilevel.problems.speech.measures import TextNormaliser, character_errors
 from bilevel.problems.speech.recognition import (
     BeamSearch,
     Recogniser,
@@ -209,7 +209,8 @@ def test_own_speech_is_streamed_from_manifests(cache, manifests, tmp_path):
     rate = numbers["greedy"]["character_error_rate"]
     assert f"{100 * rate:.1f} %" in done.stdout
     heard = pd.read_csv(tmp_path / "birq-seed0" / "transcripts.csv", keep_default_na=False)
-    counts = character_errors(heard["reference"].tolist(), heard["greedy"].tolist())
+    texts = heard["reference"].tolist(), heard["greedy"].tolist()
+    counts = character_errors(*texts, TextNormaliser())
     assert rate == counts.errors.sum() / counts.lengths.sum()
     for column in ("best probe", "labels say"):  # nothing is known of phones
         assert column not in done.stdout
