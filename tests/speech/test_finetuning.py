@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetuning_worker import AUGMENT, OPTIONS, VOCABULARY, batches, recogniser, run
+from ctc_worker import AUGMENT, OPTIONS, VOCABULARY, batches, recogniser, run
 from signals import model
 from torch import nn
 
@@ -27,7 +27,7 @@ from bilevel.problems.speech.noise import KeyedNoise
 from bilevel.problems.speech.recognition import FineTuningOptions, SpecAugment, Vocabulary, finetune
 from bilevel.problems.speech.recognition.ctc import frames_needed
 
-WORKER = Path(__file__).with_name("finetuning_worker.py")
+WORKER = Path(__file__).with_name("ctc_worker.py")
 
 
 def by_hand(heard, options, steps):
