@@ -161,10 +161,10 @@ def draw(table: pd.DataFrame, exponents: dict[str, float], folder: Path) -> None
         axes.set_xticks(table["nodes"], table["nodes"])
         axes.xaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
-        if high < 20 * low:
+        if high < 50 * low:
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     for kind in ("png", "svg"):
