@@ -178,68 +178,73 @@ class RouteLayout:
         weight : array of shape (K,)
             :math:`\omega`.
         """
-        at = self._products
-        mean = np.bincount(at.mean_entry, share[at.owner])
-        deviation = (at.taken - mean[at.deviating_from]) * np.sqrt(spread)[at.deviating]
-        values = np.concatenate([deviation, mean * np.sqrt(weight)[at.pair]])[at.order]
+        share, root = np.append(share, 0.0), np.append(np.sqrt(spread), 0.0)
+        values = []
+        for block in self._blocks:
+            mean = share[block.routes][:, None, :] @ block.taken
+            deviation = root[block.routes][:, :, None] * (block.taken - mean)
+            product = deviation.transpose(0, 2, 1) @ deviation
+            product += weight[block.pairs][:, None, None] * (mean.transpose(0, 2, 1) * mean)
+            values.append(product.ravel())
         size = self.routes.shape[1]
-        products = values[at.left]
-        products *= values[at.right]
-        cells: Array = np.bincount(at.cell, products, minlength=size * size).astype(np.float64)
-        upper = cells.reshape(size, size)
-        return upper + np.triu(upper, 1).T
+        cells = np.bincount(self._cells, np.concatenate(values), minlength=size * size)
+        return cells.astype(np.float64).reshape(size, size)
 
     @cached_property
-    def _products(self) -> _Products:
-        routes, links = self.routes, self.routes.shape[1]
-        owner = np.repeat(np.arange(len(self.local)), np.diff(routes.indptr))
-        keys = self.local[owner] * links + routes.indices
-        mean_keys, mean_entry, count = np.unique(keys, return_inverse=True, return_counts=True)
-        pair, link = np.divmod(mean_keys, links)
-        # Links that some and not all of a pair's routes take deviate from their mean.
-        some = np.flatnonzero(count < self.count[pair])
-        times = self.count[pair[some]]
-        deviating = np.repeat(self.first[pair[some]], times) + _counting(times)
-        deviating_from = np.repeat(some, times)
-        taken = np.isin(deviating * links + link[deviating_from], owner * links + routes.indices)
-        rows = np.concatenate([deviating, len(self.local) + pair])
-        columns = np.concatenate([link[deviating_from], link])
-        order = np.lexsort((columns, rows))
-        rows, columns = rows[order], columns[order]
-        # Each entry meets itself and those that follow in its row.
-        row_end = np.searchsorted(rows, rows, side="right")
-        partners = row_end - np.arange(len(rows))
-        left = np.repeat(np.arange(len(rows)), partners)
-        right = left + _counting(partners)
-        return _Products(
-            owner=owner,
-            mean_entry=mean_entry,
-            pair=pair,
-            deviating=deviating,
-            deviating_from=deviating_from,
-            taken=taken.astype(np.float64),
-            order=order,
-            left=left.astype(np.int32),
-            right=right.astype(np.int32),
-            cell=columns[left] * links + columns[right],
-        )
+    def _cells(self) -> Index:
+        """Where the entries of the pairs' products belong in the matrix, block after block."""
+        links = self.routes.shape[1]
+        return np.concatenate(
+            [(each.links[:, :, None] * links + each.links[:, None, :]).ravel()
+             for each in self._blocks]
+        )  # fmt: skip
+
+    @cached_property
+    def _blocks(self) -> list[_Block]:
+        links = self.routes.shape[1]
+        owner = np.repeat(np.arange(len(self.local)), np.diff(self.routes.indptr))
+        pair = self.local[owner]
+        keys, place = np.unique(pair * links + self.routes.indices, return_inverse=True)
+        of_pair, link = np.divmod(keys, links)
+        width = np.bincount(of_pair, minlength=len(self.pairs))
+        begin = np.cumsum(width) - width
+        # Shapes are rounded up, for few blocks: a block is worth some thousand entries.
+        rows, columns = 2 ** np.ceil(np.log2(self.count)).astype(np.intp), 4 * -(-width // 4)
+        size = rows * columns
+        start = np.cumsum(size) - size
+        taken = np.zeros(int(size.sum()))
+        row, column = owner - self.first[pair], place - begin[pair]
+        taken[start[pair] + row * columns[pair] + column] = 1.0
+        blocks = []
+        shapes, shape = np.unique(rows * (links + 4) + columns, return_inverse=True)
+        for number, (high, wide) in enumerate(zip(*np.divmod(shapes, links + 4), strict=True)):
+            pairs = np.flatnonzero(shape == number)
+            route, at = np.arange(high), np.arange(wide)
+            real = at < width[pairs][:, None]
+            blocks.append(
+                _Block(
+                    pairs=pairs,
+                    routes=np.where(
+                        route < self.count[pairs][:, None],
+                        self.first[pairs][:, None] + route,
+                        len(self.local),
+                    ),
+                    links=link[np.where(real, begin[pairs][:, None] + at, 0)],
+                    taken=taken[start[pairs][:, None] + np.arange(high * wide)].reshape(
+                        -1, high, wide
+                    ),
+                )
+            )
+        return blocks
 
 
-class _Products(NamedTuple):
-    """Which entries of deviations and means, in this order, multiply into which cell."""
+class _Block(NamedTuple):
+    """Pairs with at most R routes over at most n links: what is missing takes, and is taken, never.
 
-    owner: Index
-    mean_entry: Index
-    pair: Index
-    deviating: Index
-    deviating_from: Index
+    ``pairs`` (B,), their ``routes`` (B, R) and ``links`` (B, n), and which take which (B, R, n).
+    """
+
+    pairs: Index
+    routes: Index
+    links: Index
     taken: Array
-    order: Index
-    left: npt.NDArray[np.int32]
-    right: npt.NDArray[np.int32]
-    cell: Index
-
-
-def _counting(times: Index) -> Index:
-    """0, 1, ..., n - 1 for each n in turn."""
-    return np.arange(int(times.sum())) - np.repeat(np.cumsum(times) - times, times)
