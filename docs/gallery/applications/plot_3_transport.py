@@ -300,9 +300,9 @@ plt.show()
 # =====  =====  =====  ===========  ==========  ============  ==============  ===========
 # nodes  links  pairs  step, CPU s  run, CPU s  memory / GiB  planned profit  true profit
 # =====  =====  =====  ===========  ==========  ============  ==============  ===========
-# 25     104    600    .047         3.0         .03           369.8           367.4
-# 50     220    2,450  .25          18.7        .07           801.4           794.2
-# 100    456    9,900  3.2          243         .56           1838.2          1825.5
+# 25     104    600    .051         3.4         .027          369.8           367.4
+# 50     220    2,450  .25          17.6        .045          801.4           794.2
+# 100    456    9,900  3.2          219         .23           1838.2          1825.5
 # =====  =====  =====  ===========  ==========  ============  ==============  ===========
 #
 # .. figure:: /_static/transport_scaling.svg
@@ -310,8 +310,8 @@ plt.show()
 #    :width: 100%
 #
 # The true profit leaves out links for less than a thousandth of a pair's mean demand: noise of that
-# tolerance. A network of 200 nodes (39,800 pairs) had not finished after an hour, at a peak of
-# 7.1 GiB: late steps take minutes each.
+# tolerance. A network of 200 nodes (39,800 pairs) had not finished after an hour: late steps take
+# minutes each.
 #
 # Seville's metro
 # ---------------
