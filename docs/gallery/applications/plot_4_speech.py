@@ -283,17 +283,17 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # Results: with a language model
 # ------------------------------
 # The example's default run (``examples/birq_speech.py``, one seed: 20 minutes without labels and 5
-# with, 700 steps, 150 sentences to test on) takes eight minutes of one CPU core, and is too small
-# for pretraining to pay: all intervals overlap. A beam search of width 50 with trigrams of phones,
-# estimated from the labelled transcripts alone, takes 2.5 to 3.6 points off each arm; its
-# weight .5 and its bonus of 1 a phone are the usual ones, and near the best on other sentences of
-# the training voices.
+# with, 700 steps, 150 sentences to test on) takes some ten minutes of one CPU core, and is too
+# small for pretraining to pay: all intervals, over voices, overlap. A beam search of width 50 with
+# trigrams of phones, estimated from the labelled transcripts alone, takes 3.3 to 4.0 points off
+# each arm; its weight .5 and its bonus of 1 a phone are the usual ones, and near the best on other
+# sentences of the training voices.
 #
 # ===============  ======  ============  =========  ============
 # \                greedy  95 %          beam, LM   95 %
 # ===============  ======  ============  =========  ============
-# no pretraining   .407    .384 to .428  .373       .348 to .396
-# BEST-RQ          .418    .397 to .439  .383       .359 to .405
-# BiRQ             .420    .399 to .442  .384       .360 to .407
-# relabelled       .402    .379 to .424  .377       .352 to .400
+# no pretraining   .398    .362 to .436  .364       .330 to .400
+# BEST-RQ          .411    .380 to .443  .377       .347 to .409
+# BiRQ             .410    .378 to .443  .370       .341 to .401
+# relabelled       .422    .387 to .459  .382       .348 to .415
 # ===============  ======  ============  =========  ============
