@@ -27,6 +27,7 @@ import torch
 from bounds import device, number
 from kept_results import kept_lines, require_same_options
 
+from bilevel.files import replacing
 from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions, SpeechModel
 from bilevel.problems.speech.data import espeak_corpus
 from bilevel.problems.speech.protocol import Protocol
@@ -178,10 +179,8 @@ def stores(args: argparse.Namespace) -> StoredSpeech:
         "seed": args.corpus_seed,
     }  # fmt: skip
     if not args.stores.is_file():
-        args.stores.parent.mkdir(parents=True, exist_ok=True)
-        beside = args.stores.with_name(args.stores.name + ".part")
-        torch.save((sizes, StoredSpeech.read(espeak_corpus(**sizes))), beside)
-        beside.replace(args.stores)
+        with replacing(args.stores) as beside:
+            torch.save((sizes, StoredSpeech.read(espeak_corpus(**sizes))), beside)
     try:
         found, source = torch.load(args.stores, weights_only=False)  # a file of this script's
     except Exception as error:  # whatever the damaged bytes happen to decode to

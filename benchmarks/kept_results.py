@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from bilevel.files import replacing
+
 
 def require_same_options(folder: Path, args: argparse.Namespace, free: set[str]) -> None:
     """Refuse a folder that holds results of other options than these, but for those free."""
@@ -19,7 +21,8 @@ def require_same_options(folder: Path, args: argparse.Namespace, free: set[str])
             raise SystemExit(f"{place} is damaged: give another --out") from error
         if before != options:
             raise SystemExit(f"{folder} holds results of {before}: give another --out")
-    write_whole(place, json.dumps(options, indent=1))
+    with replacing(place) as beside:
+        beside.write_text(json.dumps(options, indent=1))
 
 
 def kept_lines(path: Path) -> list[dict]:
@@ -30,12 +33,6 @@ def kept_lines(path: Path) -> list[dict]:
             found.append(json.loads(line))
         except ValueError:
             continue
-    write_whole(path, "".join(json.dumps(each) + "\n" for each in found))
+    with replacing(path) as beside:
+        beside.write_text("".join(json.dumps(each) + "\n" for each in found))
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write the whole file, or leave the old one."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    beside.replace(path)

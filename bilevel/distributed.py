@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bilevel.domains.sharding import is_sharded
 
@@ -47,6 +48,14 @@ def mean_values(values: dict[str, float]) -> dict[str, float]:
     if len(everyone) == 1:
         return values
     return {name: sum(each[name] for each in everyone) / len(everyone) for name in values}
+
+
+def averaging(module: nn.Module) -> nn.Module:
+    """The module, which several processes train with the mean of their gradients (DDP)."""
+    if world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    return DistributedDataParallel(module, device_ids=None if device.type == "cpu" else [device])
 
 
 def own_shard(tensor: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -40,7 +39,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from output import peak_memory, write_configuration, write_csv, write_json
-from runs import device_of, make_folder, parse, require_least, require_same_run
+from runs import make_folder, parse, require_least, require_same_run, start_processes
 
 from bilevel import checkpoints
 from bilevel.callbacks import Checkpoint, TensorBoard
@@ -88,6 +87,8 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         start_processes(args)
+        if args.data == "espeak" and dist.is_initialized():
+            raise OptionError("the espeak-ng corpus is small: train on it in one process")
         if args.resume:
             require_same_run(args.out, args, FREE)
         # All that may be refused comes before anything is removed.
@@ -105,7 +106,7 @@ def main() -> None:
             write_configuration(args.out, args)
             for method, seed in arms if not args.resume else ():  # nothing of another run stays
                 begin_anew(args.out / f"{method}-seed{seed}", args.stage)
-        wait()
+        gather(None)  # all see what was written, and what was removed
         for method, seed in arms:
             run_arm(args, protocol, options, source, search, method, seed)
         if rank() == 0 and args.stage != "pretrain":
@@ -209,24 +210,6 @@ def require_corpora(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error("--labelled, --test and --format go with --data FOLDER")
     elif not all(named) and args.stage != "pretrain":
         parser.error("--data FOLDER needs --labelled and --test, unless for --stage pretrain")
-
-
-def start_processes(args: argparse.Namespace) -> None:
-    """Join the process group where torchrun started several; choose the device."""
-    args.device = device_of(args.device)
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
-        if args.device == "cuda":
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(args.device)
-        if args.data == "espeak":
-            raise OptionError("the espeak-ng corpus is small: train on it in one process")
-
-
-def wait() -> None:
-    """Until every process is here, and sees what the others wrote."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def model_options(args: argparse.Namespace) -> SpeechOptions:
@@ -385,7 +368,7 @@ def pretrain(
         if len(found.history):
             write_csv(table, found.history.assign(method=method, seed=seed))
         found.model.save_pretrained(saved)  # the last: where it is, the rest is
-    wait()
+    gather(None)  # what was saved may be read next
     return found
 
 

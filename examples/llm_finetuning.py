@@ -41,12 +41,12 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from output import peak_memory, write_configuration, write_csv, write_json
-from runs import device_of, make_folder, parse, require_least, require_same_run
+from runs import make_folder, parse, require_least, require_same_run, start_processes
 from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
+from bilevel import checkpoints
 from bilevel.callbacks import Callback, Checkpoint, TensorBoard
-from bilevel.distributed import gather, rank, world_size
+from bilevel.distributed import averaging, gather, rank, world_size
 from bilevel.errors import BilevelError, DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.problems.llm import (
@@ -199,16 +199,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def start_processes(args: argparse.Namespace) -> None:
-    """Join the process group where torchrun started several; choose the device."""
-    args.device = device_of(args.device)
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
-        if args.device == "cuda":
-            args.device = device_of(f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(args.device)
-
-
 def first_then_others(make: Callable):
     """The first process makes it and keeps it on disk, where the others find it."""
     made = make() if rank() == 0 else None
@@ -344,7 +334,7 @@ def distribute(model: TwoLevelModel, shard: bool) -> None:
             fully_shard(layer)
         fully_shard(model.backbone)
     else:
-        model.backbone = DistributedDataParallel(model.backbone)
+        model.backbone = averaging(model.backbone)
 
 
 class Trainer:
@@ -432,11 +422,10 @@ class Trainer:
         callbacks = [observer, Checkpoint(checkpoint, every=every)]
         if args.tensorboard:
             callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
-        begun = {each.suffix for each in self.folder.glob(f"{name}.pt*")} - {".partial"}
         solution = finetune(
             self.model, solver, self.preferences, instructions, 10**6 if budget else steps,
             beta=args.beta, callbacks=callbacks, log_every=max(1, steps // 50),
-            resume=checkpoint if args.resume and begun else None,
+            resume=checkpoint if args.resume and checkpoints.exists(checkpoint) else None,
         )  # fmt: skip
         if rank() == 0:
             solution.history.to_csv(self.folder / f"{name}-history.csv", index=False)

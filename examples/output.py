@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from runs import file_hashes
 
+from bilevel.files import replacing
+
 PACKAGES = (
     "bilevel", "torch", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "cvxpy",
     "clarabel", "networkx", "transformers", "peft", "tokenizers", "safetensors", "datasets",
@@ -53,16 +55,14 @@ def peak_memory(device: str) -> int:
 
 def write_json(path: Path, content: dict) -> None:
     """Write the whole file, or leave the old one."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write the whole file, or leave the old one."""
-    beside = path.with_name(path.name + ".part")
-    table.to_csv(beside, index=False)
-    beside.replace(path)
+    with replacing(path) as beside:
+        table.to_csv(beside, index=False)
 
 
 def save_figure(figure, folder: Path, name: str) -> None:

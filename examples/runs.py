@@ -6,9 +6,11 @@ import argparse
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from bilevel.errors import OptionError
 
@@ -47,6 +49,16 @@ def device_of(name: str) -> str:
         reason = str(error).partition("\n")[0]
         raise OptionError(f"--device {name}: {reason}") from error
     return name
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Join the process group where torchrun started several; choose the device."""
+    args.device = device_of(args.device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
+        if args.device == "cuda":
+            args.device = device_of(f"cuda:{os.environ['LOCAL_RANK']}")
+            torch.cuda.set_device(args.device)
 
 
 def file_hashes(args: argparse.Namespace) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""CTC: decoding against sums over all alignments, losses, fine-tuning."""
+"""CTC: decoding against sums over all alignments, and losses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from bilevel.errors import OptionError
 from bilevel.problems.speech.recognition import (
     BeamSearch,
+    NGramModel,
     Vocabulary,
     estimate_ngrams,
     greedy_decode,
@@ -37,6 +38,19 @@ def all_sums(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
         collapsed = tuple(symbol for symbol, _ in itertools.groupby(alignment) if symbol)
         sums[collapsed] = np.logaddexp(sums[collapsed], value)
     return sums
+
+
+def exhaustive(vocabulary: Vocabulary, model: NGramModel) -> BeamSearch:
+    """A search that keeps every prefix of a few frames."""
+    return BeamSearch(
+        vocabulary=vocabulary,
+        language_model=model,
+        alpha=0.7,
+        beta=0.4,
+        unknown_penalty=1.5,
+        width=1000,
+        floor=-math.inf,
+    )
 
 
 class TestGreedy:
@@ -76,15 +90,7 @@ class TestBeamSearch:
     def test_a_language_model_adds_its_words(self, seed: int) -> None:
         model = estimate_ngrams([["a", "ab"], ["ab", "b", "a"], ["b"]], 2)
         log_probs = random_log_probs(5, 4, seed)
-        search = BeamSearch(
-            vocabulary=AB,
-            language_model=model,
-            alpha=0.7,
-            beta=0.4,
-            unknown_penalty=1.5,
-            width=1000,
-            floor=-math.inf,
-        )
+        search = exhaustive(AB, model)
         found = {tuple(each.tokens): each for each in search.hypotheses(log_probs)}
         sums = all_sums(log_probs)
         assert found.keys() == sums.keys()
@@ -102,15 +108,7 @@ class TestBeamSearch:
         phones = Vocabulary(("<blank>", "ah", "b", "zh"), "phones")
         model = estimate_ngrams([["ah", "b", "ah"], ["b", "b", "ah"], ["ah"]], 3)
         log_probs = random_log_probs(5, 4, seed)
-        search = BeamSearch(
-            vocabulary=phones,
-            language_model=model,
-            alpha=0.7,
-            beta=0.4,
-            unknown_penalty=1.5,
-            width=1000,
-            floor=-math.inf,
-        )
+        search = exhaustive(phones, model)
         for _ in range(2):  # the second time from the scores kept
             found = {tuple(each.tokens): each for each in search.hypotheses(log_probs)}
             sums = all_sums(log_probs)

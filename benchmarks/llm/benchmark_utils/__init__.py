@@ -102,7 +102,8 @@ class MethodSolver(BaseSolver):
 
     @property
     def options(self) -> FineTuningOptions:
-        return FineTuningOptions(lr=self.lr, head_lr=self.lr, seed=self.task.seed)
+        own = {name: getattr(self, name) for name in self.parameters if name != "lr"}
+        return FineTuningOptions(lr=self.lr, head_lr=self.lr, seed=self.task.seed, **own)
 
     def set_objective(self, task, seconds, points):
         self.task, self.seconds, self.points = task, seconds, points

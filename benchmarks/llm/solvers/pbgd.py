@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 from benchmark_utils import MethodSolver
 
 
@@ -12,7 +10,3 @@ class Solver(MethodSolver):
     method = "pbgd"
     parameters = {"lr": [1e-3], "penalty": [10.0], "inner_steps": [3]}
     parameter_template = "lr {lr}, γ={penalty}, K={inner_steps}"
-
-    @property
-    def options(self):
-        return replace(super().options, penalty=self.penalty, inner_steps=self.inner_steps)

@@ -317,5 +317,6 @@ def check_loaders(
                 loader.items, model.context, "the model's context is",
                 "tokenize with a smaller max_length",
             )  # fmt: skip
-        if loader.row_length is not None:
-            model.check_packing()
+    loaders = (preferences, instructions)
+    if any(isinstance(each, TokenLoader) and each.row_length is not None for each in loaders):
+        model.check_packing()

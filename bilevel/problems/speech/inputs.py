@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bilevel.errors import DatasetError
+from bilevel.errors import DatasetError, NonFiniteError
 from bilevel.problems.speech.features import LogMel, normalise
 from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING
 from bilevel.problems.speech.transfer import send
@@ -88,6 +89,17 @@ class SpeechInputs:
             return self
         counts = None if self.counts is None else send(self.counts, device)
         return replace(self, features=send(self.features, device), counts=counts)
+
+
+@contextmanager
+def naming_utterances(objective: Any) -> Iterator[None]:
+    """Let a :class:`NonFiniteError` name some of the objective's last ``utterances``."""
+    try:
+        yield
+    except NonFiniteError as error:
+        names = ", ".join(each.id for each in objective.utterances[:3])
+        text = f"{error} (in a batch of {names}, ...)" if names else str(error)
+        raise NonFiniteError(text, error.state, error.history) from error
 
 
 class FrontEnd(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from bilevel.errors import DatasetError
 from bilevel.extras import require
-from bilevel.problems.speech.files import replacing
+from bilevel.files import replacing
 
 _WEIGHTS, _CONFIGURATION = "model.safetensors", "config.json"
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from bilevel.callbacks import Callback, Record
 from bilevel.checkpoints import require_same_settings
-from bilevel.errors import NonFiniteError
 from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problem import BilevelProblem
 from bilevel.problems.speech.codes import CodeMonitor
+from bilevel.problems.speech.inputs import naming_utterances
 from bilevel.problems.speech.losses import PretrainingLosses
 from bilevel.solution import Solution
 from bilevel.solvers import PBGDFree
@@ -157,7 +157,7 @@ def pretrain(
     """
     losses.train()
     monitor = monitor or CodeMonitor(losses.statistics)
-    try:
+    with naming_utterances(losses):
         return options.solver().solve(
             pretraining_problem(wrapper or losses),
             (),
@@ -170,10 +170,6 @@ def pretrain(
             progress=progress,
             resume=resume,
         )
-    except NonFiniteError as error:
-        names = ", ".join(each.id for each in losses.utterances[:3])
-        text = f"{error} (in a batch of {names}, ...)" if names else str(error)
-        raise NonFiniteError(text, error.state, error.history) from error
 
 
 class Settings(Callback):

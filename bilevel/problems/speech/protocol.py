@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bilevel.callbacks import Callback
-from bilevel.distributed import world_size
+from bilevel.distributed import averaging
 from bilevel.errors import DatasetError
 from bilevel.problems.speech.data.phones import SILENCE
 from bilevel.problems.speech.losses import PretrainingLosses
@@ -87,7 +86,7 @@ class Protocol:
                 losses,
                 source.pretraining(seed),
                 self.pretraining,
-                wrapper=_wrapped(losses),
+                wrapper=averaging(losses),
                 callbacks=callbacks,
                 log_every=log_every,
                 progress=progress,
@@ -169,13 +168,6 @@ def vocabulary_of(source: SpeechSource) -> Vocabulary:
 def is_aligned(source: SpeechSource) -> bool:
     """Whether all its transcribed utterances have phones."""
     return all(each.phones for each in source.transcribed)
-
-
-def _wrapped(losses: PretrainingLosses) -> nn.Module | None:
-    if world_size() == 1:
-        return None
-    device = losses.model.device
-    return DistributedDataParallel(losses, device_ids=None if device.type == "cpu" else [device])
 
 
 @dataclass(frozen=True)

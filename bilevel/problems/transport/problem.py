@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -155,8 +153,8 @@ def transport_start(
         A capacity is no number >= 0, or there is not one a link.
     """
     links, pairs = len(network.tail), len(network.origin)
-    if isinstance(capacity, Real):
-        capacity = np.full(links, float(capacity))
+    if np.ndim(capacity) == 0:
+        capacity = np.full(links, capacity)
     a = torch.from_numpy(network.per_link("capacity", capacity))
     flows = Commodities(network, commodities).count
     half = torch.full((pairs,), 0.5, dtype=torch.float64)

@@ -126,7 +126,8 @@ def _extent(file: Any, utterance: Utterance) -> tuple[int, int]:
         raise AudioError(
             "corrupt", f"{name} is channel {utterance.channel} of a file with {file.channels}"
         )
-    first, rest = round(utterance.offset * rate), file.frames - round(utterance.offset * rate)
+    first = round(utterance.offset * rate)
+    rest = file.frames - first
     count = rest if utterance.duration is None else round(utterance.duration * rate)
     if rest < 0 or count > rest + _ROUNDED * rate:
         raise AudioError(

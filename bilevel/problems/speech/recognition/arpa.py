@@ -28,7 +28,7 @@ from typing import BinaryIO, NoReturn, cast
 import numpy as np
 
 from bilevel.errors import DatasetError
-from bilevel.problems.speech.files import replacing
+from bilevel.files import replacing
 from bilevel.problems.speech.recognition.ngram import (
     BEGIN,
     END,

@@ -8,16 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
 from bilevel.callbacks import Callback, Record
 from bilevel.checkpoints import require_same_settings
-from bilevel.distributed import gather, world_size
-from bilevel.errors import DatasetError, NonFiniteError
+from bilevel.distributed import averaging, gather
+from bilevel.errors import DatasetError
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
-from bilevel.problems.speech.inputs import SpeechInputs
+from bilevel.problems.speech.inputs import SpeechInputs, naming_utterances
 from bilevel.problems.speech.recognition.ctc import CTCObjective
 from bilevel.problems.speech.recognition.finetuning_options import FineTuningOptions
 from bilevel.problems.speech.recognition.recogniser import Recogniser
@@ -77,29 +74,26 @@ def finetune(
     check_count("steps", steps)
     options = options or FineTuningOptions()
     objective = CTCObjective(recogniser, options.augment)
-    model = _wrapped(objective)
+    model = averaging(objective)
     symbols = list(recogniser.vocabulary.symbols)
     settings = {**asdict(options), "autocast": str(options.autocast), "symbols": symbols}
     monitor = FineTuningMonitor(objective, {**settings, "steps": steps})
     training = recogniser.training
     recogniser.train()
     try:
-        solution = options.solver(recogniser.head, steps).solve(
-            BilevelProblem(objectives=lambda x, y, batch: model(batch)),
-            (),
-            {name: each for name, each in objective.named_parameters() if each.requires_grad},
-            max_steps=steps,
-            tolerance=0.0,
-            lower_batches=batches,
-            callbacks=[monitor, *callbacks],
-            log_every=log_every,
-            progress=progress,
-            resume=resume,
-        )
-    except NonFiniteError as error:
-        names = ", ".join(each.id for each in objective.utterances[:3])
-        text = f"{error} (in a batch of {names}, ...)"
-        raise NonFiniteError(text, error.state, error.history) from error
+        with naming_utterances(objective):
+            solution = options.solver(recogniser.head, steps).solve(
+                BilevelProblem(objectives=lambda x, y, batch: model(batch)),
+                (),
+                {name: each for name, each in objective.named_parameters() if each.requires_grad},
+                max_steps=steps,
+                tolerance=0.0,
+                lower_batches=batches,
+                callbacks=[monitor, *callbacks],
+                log_every=log_every,
+                progress=progress,
+                resume=resume,
+            )
     finally:
         recogniser.train(training)
     monitor.require_symbols()
@@ -158,13 +152,6 @@ class FineTuningMonitor(Callback):
         require_same_settings(saved["settings"], self.settings)
         for name, value in saved["counters"].items():
             setattr(self.objective, name, value)
-
-
-def _wrapped(objective: CTCObjective) -> nn.Module:
-    if world_size() == 1:
-        return objective
-    device = objective.recogniser.head.weight.device
-    return DistributedDataParallel(objective, device_ids=None if device.type == "cpu" else [device])
 
 
 def _listed(infeasible: dict[str, list[int]]) -> str:

@@ -27,7 +27,6 @@ class Prefixes:
         self.prior = [0.0]
         self._state: list[State] = [fusion.start]
         self._children: dict[tuple[int, int], int] = {}
-        self._parts: dict[int, NDArray[np.float64]] = {}
 
     def child(self, prefix: int, token: int) -> int:
         """The prefix that is one symbol longer."""
@@ -43,9 +42,7 @@ class Prefixes:
 
     def parts(self, prefix: int) -> NDArray[np.float64]:
         """[V], what each symbol adds to the prior of a prefix that grows by it."""
-        if prefix not in self._parts:
-            self._parts[prefix] = self.fusion.parts(self._state[prefix])
-        return self._parts[prefix]
+        return self.fusion.parts(self._state[prefix])
 
     def ended(self, prefix: int) -> float:
         """The prior, if the sentence ends here."""
