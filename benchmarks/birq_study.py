@@ -22,6 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from bounds import device, number
@@ -30,8 +31,9 @@ from kept_results import kept_lines, require_same_options
 from bilevel.files import replacing
 from bilevel.problems.speech import PRESETS, MaskOptions, PretrainingOptions, SpeechModel
 from bilevel.problems.speech.data import espeak_corpus
-from bilevel.problems.speech.protocol import Protocol
-from bilevel.problems.speech.recognition import FineTuningOptions
+from bilevel.problems.speech.measures import ErrorCounts
+from bilevel.problems.speech.protocol import Protocol, vocabulary_of
+from bilevel.problems.speech.recognition import BeamSearch, FineTuningOptions, estimate_ngrams
 from bilevel.problems.speech.sources import StoredSpeech
 
 FULL = {"target_gradient": "full"}
@@ -268,13 +270,23 @@ def run(args: argparse.Namespace, job: dict) -> dict:
             ),
             finetuning_steps=args.finetuning_steps,
         )
-        encoder = copy.deepcopy(found.model.encoder)
-        heard = tuned.recognise(_SOURCE, encoder, seed, device=args.device, progress=False)
-        rates = f"{head_lr:g} {encoder_lr:g} {frozen:g}"
-        result[f"phone error rate, {rates}"] = heard.errors.rate().value
-        result[f"errors, {rates}"] = heard.errors.errors.tolist()
-        result["lengths"] = heard.errors.lengths.tolist()
+        heard = tuned.recognise(
+            _SOURCE, copy.deepcopy(found.model.encoder), seed, search=phone_search(_SOURCE),
+            device=args.device, progress=False,
+        )  # fmt: skip
+        result.setdefault("phone_errors", {})[f"{head_lr:g} {encoder_lr:g} {frozen:g}"] = {
+            "greedy": heard.greedy.errors.errors.tolist(),
+            "beam": heard.beam.errors.errors.tolist(),
+        }
+        result["phones"] = heard.greedy.errors.lengths.tolist()
     return {**result, "seconds": time.perf_counter() - began}
+
+
+def phone_search(source: StoredSpeech) -> BeamSearch:
+    """By trigrams of the phones in the labelled transcripts."""
+    vocabulary = vocabulary_of(source)
+    transcripts = [vocabulary.words(each) for each in source.labelled_store.utterances]
+    return BeamSearch(vocabulary=vocabulary, language_model=estimate_ngrams(transcripts))
 
 
 def along_the_run(history: pd.DataFrame) -> dict:
@@ -314,11 +326,6 @@ def tables(results: list[dict], out: Path) -> None:
         row = {
             "study": each["study"],
             "arm": each["arm"],
-            **{
-                name.replace("phone error rate,", "PER"): value
-                for name, value in each.items()
-                if name.startswith("phone error rate")
-            },
             "best layer": max(each["probes"][2:]),
             "input": each["probes"][0],
             "G": each.get("G"),
@@ -339,6 +346,42 @@ def tables(results: list[dict], out: Path) -> None:
     groups.std().to_csv(out / "deviations.csv")
     for study, part in table.groupby("study", sort=False):
         print(f"\n{study}\n{part.droplevel(0).to_string(float_format='{:.3f}'.format)}")
+    errors = error_table(results)
+    if len(errors):
+        errors.to_csv(out / "phone_errors.csv", index=False)
+        print(f"\nphone errors\n{errors.to_string(index=False, float_format='{:.4f}'.format)}")
+
+
+def error_table(results: list[dict]) -> pd.DataFrame:
+    """Phone error rates, means over the seeds, and paired differences from the first two arms.
+
+    Intervals draw sentences; the errors of the seeds on a sentence are drawn together.
+    """
+    counted: dict[tuple, list[ErrorCounts]] = {}
+    for each in results:
+        for rates, decoders in each.get("phone_errors", {}).items():
+            for decoder, errors in decoders.items():
+                counts = ErrorCounts(np.array(errors), np.array(each["phones"]))
+                counted.setdefault((each["study"], rates, decoder, each["arm"]), []).append(counts)
+    summed = {
+        key: ErrorCounts(sum(each.errors for each in runs), sum(each.lengths for each in runs))
+        for key, runs in counted.items()
+    }
+    rows = []
+    for (study, rates, decoder, arm), all_seeds in summed.items():
+        seeds = [float(each.rate().value) for each in counted[study, rates, decoder, arm]]
+        rate = all_seeds.rate()
+        row = {"arm": arm, "rates": rates, "decoder": decoder, "seeds": len(seeds),
+               "rate": rate.value, "std": np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan,
+               "low": rate.low, "high": rate.high}  # fmt: skip
+        for other in ("scratch", "BEST-RQ"):
+            reference = counted.get((study, rates, decoder, other), [])
+            if other != arm and len(reference) == len(seeds):
+                found = all_seeds.minus(summed[study, rates, decoder, other])
+                name = f"minus {other}"
+                row |= {name: found.value, f"{name}, low": found.low, f"{name}, high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

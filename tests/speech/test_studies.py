@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -112,3 +113,23 @@ def test_a_study_fails_where_a_run_does_and_relabels_with_the_same_quantiser(sto
     failed = study("--arms", "relabel")
     assert failed.returncode == 1
     assert "1 of 1 runs failed" in failed.stderr
+
+
+def test_the_study_compares_arms_sentence_by_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    birq_study = importlib.import_module("birq_study")
+
+    def run(arm, seed, errors):
+        return {"study": "learning", "arm": arm, "seed": seed, "phones": [10, 30],
+                "phone_errors": {"0.01 0.002 60": {"greedy": errors}}}  # fmt: skip
+
+    results = [run("scratch", 0, [5, 11]), run("scratch", 1, [5, 15]),
+               run("BEST-RQ", 0, [4, 10]), run("BEST-RQ", 1, [4, 14])]  # fmt: skip
+    table = birq_study.error_table(results).set_index("arm")
+    assert table.loc["scratch", "rate"] == pytest.approx(36 / 80)
+    assert table.loc["scratch", "std"] == pytest.approx(np.std([16 / 40, 20 / 40], ddof=1))
+    # One error less in either sentence and seed: 2 of 20 phones in one, 2 of 60 in the other.
+    best_rq = table.loc["BEST-RQ"]
+    assert best_rq["minus scratch"] == pytest.approx(-4 / 80)
+    assert best_rq["minus scratch, low"] == pytest.approx(-2 / 20)
+    assert best_rq["minus scratch, high"] == pytest.approx(-2 / 60)
