@@ -12,7 +12,7 @@ from bilevel.distributed import gather, rank, world_size
 from bilevel.errors import CheckpointError
 
 #: Raised when the layout of the saved dictionary changes.
-FORMAT = 3
+FORMAT = 4
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(_partial(path), "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": FORMAT, "processes": world_size(), **content}, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
@@ -37,8 +37,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a run to go on with: of several processes, whether any wrote its file."""
-    return any(gather(_own(path).is_file()))
+    """Whether there is a run to go on with: whether any process of any number wrote its file."""
+    return any(gather(_own(path).is_file() or _of_another_number(path)))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -47,8 +47,11 @@ def load(path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        the file is missing, damaged, or not a checkpoint of this library.
+        the file is missing, damaged, not a checkpoint of this library, or of another number of
+        processes.
     """
+    if not any(gather(_own(path).is_file())) and _of_another_number(path):
+        raise _other_processes(path, "another number of")
     path = _own(path)
     if world_size() == 1:
         return _read(path)
@@ -101,6 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}"
         )
+    if content["processes"] != world_size():
+        raise _other_processes(path, content["processes"])
     return content
 
 
@@ -113,6 +118,19 @@ def _step(content: dict[str, Any]) -> int:
 
 def _own(path: Path) -> Path:
     return path if world_size() == 1 else path.with_name(f"{path.name}.rank{rank()}")
+
+
+def _of_another_number(path: Path) -> bool:
+    """Whether one process wrote here and these are several, or the other way round."""
+    first = path.with_name(f"{path.name}.rank0")
+    return (first if world_size() == 1 else path).is_file()
+
+
+def _other_processes(path: Path, number: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path} was written by {number} processes, and here are {world_size()}: resume with as "
+        "many as the run was begun with, or begin anew"
+    )
 
 
 def _partial(path: Path) -> Path:

@@ -437,14 +437,30 @@ class TestSeveralProcesses:
     def test_there_is_a_checkpoint_where_any_process_has_its_file(
         self, tmp_path, as_rank, everyones, found
     ):
-        (tmp_path / "run.pt").touch()  # of one process
         as_rank(0, everyones)
         assert checkpoints.exists(tmp_path / "run.pt") is found
+
+    def test_another_number_of_processes_is_refused(self, tmp_path, as_rank, monkeypatch):
+        alone, both = tmp_path / "alone.pt", tmp_path / "both.pt"
+        checkpoints.save(alone, self.content(10))
+        as_rank(0, [])
+        monkeypatch.setattr(checkpoints, "gather", lambda value: [value, value])
+        checkpoints.save(both, self.content(10))
+        assert checkpoints.exists(alone)
+        with pytest.raises(CheckpointError, match=r"alone\.pt was written by another .* are 2"):
+            checkpoints.load(alone)
+        monkeypatch.setattr(checkpoints, "world_size", lambda: 3)
+        with pytest.raises(CheckpointError, match=r"both\.pt.* by 2 processes, and here are 3"):
+            checkpoints.load(both)
+        monkeypatch.undo()
+        assert checkpoints.exists(both)
+        with pytest.raises(CheckpointError, match=r"both\.pt was written by another .* are 1"):
+            checkpoints.load(both)
 
     def test_files_without_a_step_are_refused(self, tmp_path, as_rank):
         as_rank(0, [])
         checkpoints.save(tmp_path / "run.pt", {"weights": 1.0})
-        with pytest.raises(CheckpointError, match="format, weights has no step"):
+        with pytest.raises(CheckpointError, match="format, processes, weights has no step"):
             checkpoints.load(tmp_path / "run.pt")
 
     def test_a_run_that_nobody_saved_is_refused_by_all(self, tmp_path, as_rank):
