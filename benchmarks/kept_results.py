@@ -27,12 +27,16 @@ def require_same_options(folder: Path, args: argparse.Namespace, free: set[str])
 
 def kept_lines(path: Path) -> list[dict]:
     """The results of a file of JSON lines, which loses a last line that was cut off."""
+    if not path.is_file():
+        return []
+    whole, newline, cut = path.read_text().rpartition("\n")
     found = []
-    for line in path.read_text().split("\n") if path.is_file() else ():
+    for number, line in enumerate(whole.split("\n") if newline else (), 1):
         try:
             found.append(json.loads(line))
-        except ValueError:
-            continue
-    with replacing(path) as beside:
-        beside.write_text("".join(json.dumps(each) + "\n" for each in found))
+        except ValueError as error:
+            raise SystemExit(f"{path}, line {number} is damaged: remove it ({error})") from error
+    if cut:
+        with replacing(path) as beside:
+            beside.write_text(whole + newline)
     return found

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from kept_results import require_same_options
+from kept_results import kept_lines, require_same_options
 
 from bilevel.callbacks import Callback
 from bilevel.problems.llm import (
@@ -130,9 +130,7 @@ class Study:
             for pairs in (self.preferences, *(pairs for pairs, _ in self.held_out.values()))
         }
         self.place = args.out / "results.jsonl"
-        self.results = []
-        if self.place.is_file():
-            self.results = [json.loads(line) for line in self.place.read_text().splitlines()]
+        self.results = kept_lines(self.place)
         self.start = {on: self._score(model, on) for on in self.held_out}
 
     def _model(self, seed: int) -> TwoLevelModel:
@@ -144,7 +142,10 @@ class Study:
     def _loader(self, items, seed=None) -> TokenLoader:
         batch = self.args.batch if seed is not None else 50
         reference = self.references.get(id(items))
-        return TokenLoader(items, batch, seed=seed, reference=reference, device=self.args.device)
+        return TokenLoader(
+            items, batch, seed=seed, reference=reference, device=self.args.device,
+            row_length=CONTEXT,
+        )  # fmt: skip
 
     def _score(self, model: TwoLevelModel, on: str) -> dict:
         return dataclasses.asdict(evaluate(model, *map(self._loader, self.held_out[on])))

@@ -87,6 +87,9 @@ def test_a_line_that_was_cut_off_is_dropped(monkeypatch, tmp_path):
     path.write_text('{"arm": "BiRQ"}\n{"arm": "rel')
     assert kept_lines(path) == [{"arm": "BiRQ"}]
     assert path.read_text() == '{"arm": "BiRQ"}\n'
+    path.write_text('{"arm": "BiRQ"\n{"arm": "relabel"}\n')
+    with pytest.raises(SystemExit, match="line 1 is damaged"):
+        kept_lines(path)
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -21,6 +24,7 @@ from bilevel.problems.transport import (
     random_network,
     seville,
     three_node,
+    transport_problem,
 )
 from bilevel.state import State
 
@@ -158,6 +162,14 @@ def test_unattainable_shares_name_their_pair() -> None:
 def test_limits_out_of_range_are_named(limits: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         PlanLimits(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "begin", [plan_network, transport_problem, lambda graph: assess(graph, 1.0)]
+)
+def test_a_graph_that_was_not_made_into_a_network_is_named(begin: Callable[[Any], object]) -> None:
+    with pytest.raises(ProblemError, match=r"network: found DiGraph, expected a TransportNetwork"):
+        begin(networkx.DiGraph())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.special import xlogy
 
 from bilevel.errors import ResponseError
-from bilevel.problems.transport.network import IndexArray, TransportNetwork
+from bilevel.problems.transport.network import IndexArray, TransportNetwork, require_network
 from bilevel.problems.transport.tables import Array
 
 _GAP = 1e-7
@@ -99,6 +99,7 @@ def exact_response(network: TransportNetwork, capacity: npt.ArrayLike) -> ExactR
     ResponseError
         The gap or a constraint's relative violation is above 1e-7, or the solver fails.
     """
+    require_network(network)
     a = network.per_link("capacity", capacity)
     form = _node_link_form(network, a)
     total = float(network.demand.sum())

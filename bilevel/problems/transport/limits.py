@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bilevel.errors import InfeasibleError, OptionError, ProblemError
 from bilevel.options import check_optional_positive
 from bilevel.problems.transport.least_cost import least_construction_cost
-from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.network import TransportNetwork, require_network
 from bilevel.problems.transport.routes import Array, RouteFinder
 
 #: What limits have to leave free between them, relative to each.
@@ -64,10 +64,12 @@ class PlanLimits:
         OptionError
             An array does not fit the network.
         ProblemError
-            A limit leaves no room above the floor, or no tolls could attract a pair's least share.
+            It is no network, a limit leaves no room above the floor, or no tolls could attract a
+            pair's least share.
         InfeasibleError
             No capacities within the ceiling and the budget could carry the least shares.
         """
+        require_network(network)
         links, pairs = len(network.tail), len(network.origin)
         upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
         least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")

@@ -332,3 +332,13 @@ def _frozen(column: pd.Series[Any]) -> Array:
     array = column.to_numpy(dtype=np.float64, copy=True)
     array.flags.writeable = False
     return array
+
+
+def require_network(value: object) -> None:
+    """Refuse what is no network, such as a graph that was not made into one."""
+    if not isinstance(value, TransportNetwork):
+        raise ProblemError(
+            f"network: found {type(value).__name__}, expected a TransportNetwork, as "
+            "TransportNetwork(links, pairs) makes of tables and TransportNetwork.from_graph(graph, "
+            "pairs) of a graph"
+        )
