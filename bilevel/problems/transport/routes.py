@@ -179,25 +179,33 @@ class RouteLayout:
             :math:`\omega`.
         """
         share, root = np.append(share, 0.0), np.append(np.sqrt(spread), 0.0)
-        values = []
+        root_weight = np.sqrt(weight)[:, None]
+        values, begin = np.empty(len(self._cells)), 0
         for block in self._blocks:
             mean = share[block.routes][:, None, :] @ block.taken
-            deviation = root[block.routes][:, :, None] * (block.taken - mean)
-            product = deviation.transpose(0, 2, 1) @ deviation
-            product += weight[block.pairs][:, None, None] * (mean.transpose(0, 2, 1) * mean)
-            values.append(product.ravel())
+            rows = np.concatenate([block.taken, mean], axis=1)
+            rows[:, :-1] -= mean
+            rows *= np.append(root[block.routes], root_weight[block.pairs], axis=1)[:, :, None]
+            product = rows.transpose(0, 2, 1) @ rows
+            part = values[begin : begin + len(rows) * len(block.triangle)]
+            np.take(
+                product.reshape(len(rows), -1), block.triangle, axis=1,
+                out=part.reshape(len(rows), -1), mode="clip",
+            )  # fmt: skip
+            begin += len(part)
         size = self.routes.shape[1]
-        cells = np.bincount(self._cells, np.concatenate(values), minlength=size * size)
-        return cells.astype(np.float64).reshape(size, size)
+        cells = np.bincount(self._cells, values, minlength=size * size)
+        half = cells.astype(np.float64).reshape(size, size)
+        return half + np.tril(half, -1).T
 
     @cached_property
     def _cells(self) -> Index:
-        """Where the entries of the pairs' products belong in the matrix, block after block."""
-        links = self.routes.shape[1]
-        return np.concatenate(
-            [(each.links[:, :, None] * links + each.links[:, None, :]).ravel()
-             for each in self._blocks]
-        )  # fmt: skip
+        """Where the entries of the pairs' triangles belong in the matrix, block after block."""
+        links, cells = self.routes.shape[1], []
+        for each in self._blocks:
+            row, column = np.divmod(each.triangle, each.links.shape[1])
+            cells.append((each.links[:, row] * links + each.links[:, column]).ravel())
+        return np.concatenate(cells)
 
     @cached_property
     def _blocks(self) -> list[_Block]:
@@ -241,10 +249,16 @@ class RouteLayout:
 class _Block(NamedTuple):
     """Pairs with at most R routes over at most n links: what is missing takes, and is taken, never.
 
-    ``pairs`` (B,), their ``routes`` (B, R) and ``links`` (B, n), and which take which (B, R, n).
+    ``pairs`` (B,), their ``routes`` (B, R) and ``links`` (B, n), increasing, and which take which
+    (B, R, n).
     """
 
     pairs: Index
     routes: Index
     links: Index
     taken: Array
+
+    @property
+    def triangle(self) -> Index:
+        """Places of the lower triangle in a flat (n, n) matrix."""
+        return np.flatnonzero(np.tri(self.links.shape[1], dtype=bool))
