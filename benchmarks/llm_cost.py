@@ -148,7 +148,7 @@ def make_model(args: argparse.Namespace, device: torch.device) -> TwoLevelModel:
     with device:
         causal = small_model(*PRESETS[args.preset], context=args.length)
     causal = causal.to(torch.bfloat16 if args.bf16 else torch.float32)
-    return TwoLevelModel(causal)
+    return TwoLevelModel(causal, autocast=torch.bfloat16 if args.bf16 else None)
 
 
 def hand_written(
@@ -185,10 +185,7 @@ def hand_written(
 def solver_step(
     name: str, args: argparse.Namespace, model: TwoLevelModel, preferences: list, instructions: list
 ) -> Step:
-    options = FineTuningOptions(
-        lr=1e-5, head_lr=1e-5, inner_steps=args.inner_steps,
-        autocast=torch.bfloat16 if args.bf16 else None,
-    )  # fmt: skip
+    options = FineTuningOptions(lr=1e-5, head_lr=1e-5, inner_steps=args.inner_steps)
     (solver,) = options.solvers(name.partition(",")[0])
     problem = finetuning_problem(model)
     state = solver.init(problem, model.lora, model.weight)

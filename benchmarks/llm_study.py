@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import platform
 import time
@@ -47,12 +48,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     require_same_options(args.out, args, free={"method", "seeds", "lrs", "out"})
     study = Study(args)
+    tested = []
     for method in args.method:
         rates = {rate: study.run(method, rate, 0, on="validation") for rate in args.lrs}
         best = min(rates, key=lambda rate: rates[rate]["dpo_loss"] + rates[rate]["sft_loss"])
-        for seed in range(1, args.seeds + 1):
-            study.run(method, best, seed, on="test")
-    report(args, study)
+        tested += [study.run(method, best, seed, on="test") for seed in range(1, args.seeds + 1)]
+    report(args, study, tested)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -112,7 +113,8 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         corpus = library_corpus(args.records, args.records, 300)
-        self.base = args.out / f"base-{args.base_steps}"
+        content = hashlib.sha256("\n".join(corpus.texts).encode()).hexdigest()[:8]
+        self.base = args.out / f"base-{args.base_steps}-{content}"
         _, tokenizer = small_base(
             self.base, corpus.texts, steps=args.base_steps, device=args.device
         )
@@ -142,10 +144,7 @@ class Study:
     def _loader(self, items, seed=None) -> TokenLoader:
         batch = self.args.batch if seed is not None else 50
         reference = self.references.get(id(items))
-        return TokenLoader(
-            items, batch, seed=seed, reference=reference, device=self.args.device,
-            row_length=CONTEXT,
-        )  # fmt: skip
+        return TokenLoader(items, batch, seed=seed, reference=reference, device=self.args.device)
 
     def _score(self, model: TwoLevelModel, on: str) -> dict:
         return dataclasses.asdict(evaluate(model, *map(self._loader, self.held_out[on])))
@@ -194,13 +193,12 @@ class Study:
         return solution.steps
 
 
-def report(args: argparse.Namespace, study: Study) -> None:
+def report(args: argparse.Namespace, study: Study, tested: list[dict]) -> None:
     rows = []
-    for found in study.results:
-        if found["on"] == "test":
-            post = {f"post {name}": value for name, value in found["post"].items()}
-            rest = {k: v for k, v in found.items() if k not in ("post", "diagnostics", "on")}
-            rows.append({**rest, **post})
+    for found in tested:
+        post = {f"post {name}": value for name, value in found["post"].items()}
+        rest = {k: v for k, v in found.items() if k not in ("post", "diagnostics", "on")}
+        rows.append({**rest, **post})
     table = pd.DataFrame(rows).groupby("method", sort=False)
     spread = table.std().drop(columns=["seed", "lr"]).add_suffix(" sd")
     summary = table.mean().join(spread)

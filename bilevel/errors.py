@@ -91,7 +91,7 @@ class DivergenceError(_StoppedRun):
 
 
 class CheckpointError(BilevelError, ValueError):
-    """A checkpoint is missing, damaged, or belongs to another problem or solver."""
+    """A checkpoint is missing, damaged, or of another solver, variables or number of processes."""
 
 
 class DatasetError(BilevelError, RuntimeError):

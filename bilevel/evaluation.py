@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -48,6 +48,9 @@ class Evaluation:
         self._graph_of = {*graph_of, "both"} if graph_of else set()
         self._features: dict[str, Any] = {}
         self._f_alone: Tensor | None = None
+        self._recorded: dict[str, Tensor] = {}
+        #: Those of all of a step's micro-batches, in their order.
+        self.micro_batches: list[Evaluation] = [self]
         #: Whether f was seen to depend on x or y, and g on y.
         self.upper_depends = self.lower_depends = False
 
@@ -84,7 +87,8 @@ class Evaluation:
                 f, g = self._both(through_x)
         else:
             f, g = self.upper(through_x=through_x), self.lower(through_x=through_x)
-        self.state.record["upper"], self.state.record["lower"] = self._f_alone, g.detach()
+        self.record_upper()
+        self.record("lower", g)
         return f, g
 
     def losses(
@@ -111,14 +115,26 @@ class Evaluation:
             yield upper_weight * f + self._lower_term(g, lower_weight, mu, nu)
             return
         f = self.upper(through_x=through_x)
-        self.state.record["upper"] = self._f_alone
+        self.record_upper()
         if f.requires_grad:
             yield upper_weight * f
         g = self.lower(through_x=through_x)
-        self.state.record["lower"] = g.detach()
+        self.record("lower", g)
         loss = self._lower_term(g, lower_weight, mu, nu)
         if loss.requires_grad:
             yield loss
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Put a value into the step's record: once all micro-batches have one, their mean."""
+        self._recorded[name] = value.detach()
+        if self is self.micro_batches[-1]:
+            found = [each._recorded[name] for each in self.micro_batches]
+            self.state.record[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
+
+    def record_upper(self) -> None:
+        """Record f, as it was evaluated last."""
+        assert self._f_alone is not None
+        self.record("upper", self._f_alone)
 
     def _lower_term(self, g: Tensor, weight: float, mu: Tensor | None, nu: Tensor | None) -> Tensor:
         if mu is not None or nu is not None:
@@ -235,4 +251,12 @@ def accumulate(
                 f"{type(batch).__name__}"
             )
     uppers, lowers = ([None] * count if batch is None else batch for batch in batches)
-    return [make(upper, lower) for upper, lower in zip(uppers, lowers, strict=True)]
+    return as_micro_batches(make(*pair) for pair in zip(uppers, lowers, strict=True))
+
+
+def as_micro_batches(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Make them parts of one step."""
+    found = list(evaluations)
+    for each in found:
+        each.micro_batches = found
+    return found

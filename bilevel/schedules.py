@@ -79,9 +79,11 @@ def as_schedule(penalty: float | Schedule) -> Schedule:
 
 
 def settled(schedule: Schedule, step: int) -> bool:
-    """Whether a schedule has reached its last value; unknown callables are taken to have."""
+    """Whether a schedule has reached its last value: a plain function, if its next one is alike."""
     test = getattr(schedule, "settled", None)
-    return bool(test(step)) if test is not None else True
+    if test is None:
+        return penalty_at(schedule, step) == penalty_at(schedule, step + 1)
+    return bool(test(step))
 
 
 def penalty_at(schedule: Schedule, step: int) -> float:

@@ -24,7 +24,8 @@ class Status(enum.Enum):
     )
     STALLED = (
         "the outer step made no further progress, with residuals above the tolerance; try "
-        "restarts=, another penalty, or a first-order outer step"
+        "restarts=, another penalty, or a first-order outer step; where the constraints leave the "
+        "follower no room at the answer, keep a margin by upper_constraints"
     )
     BIASED = (
         "the method's own direction vanished, but the gradient of the penalised value did not, so "

@@ -191,6 +191,8 @@ def parse_arguments() -> argparse.Namespace:
     train("--quick", action="store_true", help="a few steps on a small corpus: under a minute")
     train("--out", type=Path, default=Path("results/birq_speech"), help="default: %(default)s")
     args = parse(parser, QUICK)
+    if args.data != "espeak":
+        args.data = Path(args.data)
     if args.frozen_steps is None:
         args.frozen_steps = args.finetuning_steps // 5
     counts = ("steps", "finetuning_steps", "seeds", "batch", "accumulate", "checkpoint_every",

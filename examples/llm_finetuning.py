@@ -41,7 +41,14 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from output import peak_memory, write_configuration, write_csv, write_json
-from runs import make_folder, parse, require_least, require_same_run, start_processes
+from runs import (
+    file_or_name,
+    make_folder,
+    parse,
+    require_least,
+    require_same_run,
+    start_processes,
+)
 from torch.distributed.fsdp import fully_shard
 
 from bilevel import checkpoints
@@ -72,7 +79,7 @@ STAGES = ("train", "post-sft", "all")
 FREE = {"stage", "method", "seeds", "tensorboard", "device"}
 #: What the second stage may be given anew.
 OF_THE_HEAD = {"post_steps", "post_time_budget", "head_lr", "sft_data", "evaluate_every", "batch",
-               "processes", "shard", "pack", "compile"}  # fmt: skip
+               "accumulate", "processes", "shard", "pack", "compile", "diagnostics"}  # fmt: skip
 QUICK = {"base_steps": 20, "records": 40, "test_records": 20, "steps": 6, "post_steps": 4,
          "batch": 4, "seeds": 1, "max_length": 64, "diagnostics": 0}  # fmt: skip
 
@@ -84,7 +91,6 @@ def main() -> None:
         require("matplotlib", "plot")
         require("transformers", "llm").utils.logging.disable_progress_bar()
         start_processes(args)
-        method_options(args, args.seed)  # so that nothing is written where they are wrong
         again = args.stage == "post-sft"
         name = "post-sft.json" if again else "config.json"
         if again:  # on what the first stage left
@@ -94,14 +100,17 @@ def main() -> None:
             require_same_run(args.out, args, FREE, begun)
         seeds = range(args.seed, args.seed + args.seeds)
         arms = [(method, seed) for seed in seeds for method in args.method]
-        gather(None)  # all have read what is written now
-        if rank() == 0:
-            make_folder(args.out)
-            write_configuration(args.out, args, name)
-            if not (args.resume or again):  # nothing of another run stays
-                for method, seed in arms:
-                    shutil.rmtree(args.out / f"{method}-seed{seed}", ignore_errors=True)
+        # All that may be refused comes before anything is removed.
+        method_options(args, args.seed)
+        make_folder(args.out)
         data = Data.read(args)
+        if args.targets:
+            data.model(args, args.seed)
+        if rank() == 0:
+            write_configuration(args.out, args, name)
+            for method, seed in arms if not args.resume else ():  # nothing of another run stays
+                begin_anew(args.out / f"{method}-seed{seed}", args.stage)
+        gather(None)  # all see what was written, and what was removed
         for method, seed in arms:
             run_arm(args, data, method, seed)
         if rank() == 0:
@@ -119,13 +128,18 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = parser.add_argument_group("model and data").add_argument
-    data("--model", help="name or folder of a causal language model (default: a small one)")
+    data(
+        "--model",
+        type=file_or_name,
+        help="name or folder of a causal language model (default: a small one)",
+    )
     data("--family", choices=("llama", "gpt_neox"), default="llama",
          help="of the small model (default: %(default)s)")  # fmt: skip
     data("--base-steps", type=int, default=400,
          help="that the small model is pretrained for (default: %(default)s)")  # fmt: skip
-    data("--preference-data", help="JSONL (prompt, chosen, rejected), or name of a data set")
-    data("--sft-data", help="JSONL (prompt, response), or name of a data set")
+    data("--preference-data", type=file_or_name,
+         help="JSONL (prompt, chosen, rejected), or name of a data set")  # fmt: skip
+    data("--sft-data", type=file_or_name, help="JSONL (prompt, response), or name of a data set")
     data("--template", default=TEMPLATE.replace("\n", "\\n"),
          help="of JSONL and data sets: what prompts are written into; {} leaves them as they are "
          "(default: %(default)s)")  # fmt: skip
@@ -175,8 +189,8 @@ def parse_arguments() -> argparse.Namespace:
     how("--evaluate-every", type=int,
         help="steps between scores, and checkpoints (default: ten times a run)")  # fmt: skip
     how("--diagnostics", type=int,
-        help="times that flatness and bias are measured along pbgd-free, each of which takes as "
-        "long as 200 steps of the head (default: 3, 0 in several processes)")  # fmt: skip
+        help="times that flatness and bias are measured along pbgd-free, the last at its end; each "
+        "takes as long as 200 steps of the head (default: 3, 0 in several processes)")  # fmt: skip
     how("--tensorboard", action="store_true", help="write logs for TensorBoard")
     how("--resume", action="store_true", help="go on where the last run in --out stood")
     how("--quick", action="store_true", help="a few steps: under a minute")
@@ -190,12 +204,14 @@ def parse_arguments() -> argparse.Namespace:
         args.diagnostics = 3 if args.processes == 1 else 0
     if args.processes > 1 and (args.diagnostics or "bome" in args.method):
         parser.error("--diagnostics and --method bome are for one process: leave them out")
+    if args.evaluate_every and (args.time_budget or args.post_time_budget):
+        parser.error("--evaluate-every counts steps: with a time budget each tenth of it is scored")
     if args.shard and args.processes == 1:
         parser.error("--shard divides the backbone among several processes: use torchrun")
     counts = ("steps", "post_steps", "seeds", "records", "test_records", "base_steps", "batch",
-              "accumulate", "max_length", "evaluate_every")  # fmt: skip
+              "accumulate", "max_length", "evaluate_every", "rank")  # fmt: skip
     require_least(parser, args, seed=0, diagnostics=0, **dict.fromkeys(counts, 1))
-    require_least(parser, args, time_budget=1e-3, post_time_budget=1e-3)
+    require_least(parser, args, time_budget=1e-3, post_time_budget=1e-3, beta=1e-9, alpha=1e-9)
     return args
 
 
@@ -210,7 +226,6 @@ def method_options(args: argparse.Namespace, seed: int) -> FineTuningOptions:
     return FineTuningOptions(
         lr=args.lr, head_lr=args.head_lr, penalty=args.penalty, inner_steps=args.inner_steps,
         accumulate=args.accumulate, seed=seed,
-        autocast=torch.bfloat16 if args.bf16 else None,
     )  # fmt: skip
 
 
@@ -232,27 +247,33 @@ class Data:
     def read(cls, args: argparse.Namespace) -> Data:
         if args.sft_data is None:
             corpus = library_corpus(args.records, args.records, args.test_records)
-            parts = [corpus.preferences, corpus.instructions, corpus.later_instructions,
-                     corpus.test_preferences, corpus.test_instructions]  # fmt: skip
+            parts = {"preferences": corpus.preferences, "instructions": corpus.instructions,
+                     "later instructions": corpus.later_instructions,
+                     "held-out preferences": corpus.test_preferences,
+                     "held-out instructions": corpus.test_instructions}  # fmt: skip
             base = args.model or pretrained_base(args, corpus.texts)
         else:
             base = args.model or pretrained_base(args, library_corpus(1, 1, 1).texts)
             size, tests = args.records, args.test_records
             preferences = own_records(args, Preference, args.preference_data, size + tests)
             instructions = own_records(args, Instruction, args.sft_data, 2 * size + tests)
-            parts = [preferences[:size], instructions[:size], instructions[size : 2 * size],
-                     preferences[size:], instructions[2 * size :]]  # fmt: skip
+            prefers, instructs = args.preference_data, args.sft_data
+            parts = {
+                f"{prefers} from record 1 on": preferences[:size],
+                f"{instructs} from record 1 on": instructions[:size],
+                f"{instructs} from record {size + 1} on": instructions[size : 2 * size],
+                f"{prefers} from record {size + 1} on": preferences[size:],
+                f"{instructs} from record {2 * size + 1} on": instructions[2 * size :],
+            }
         tokenizer = from_pretrained("AutoTokenizer", base)
-        return cls(
-            str(base),
-            *(tokenize(p, tokenizer, args.max_length, drop_long=args.drop_long) for p in parts),
-        )
+        return cls(str(base), *(tokenized(args, tokenizer, *part) for part in parts.items()))
 
     def model(self, args: argparse.Namespace, seed: int) -> TwoLevelModel:
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         causal = from_pretrained("AutoModelForCausalLM", self.base, dtype=dtype)
         causal.to(args.device)
-        model = TwoLevelModel(causal, args.rank, args.alpha, args.targets, seed)
+        precision = torch.bfloat16 if args.bf16 else None
+        model = TwoLevelModel(causal, args.rank, args.alpha, args.targets, seed, precision)
         if args.gradient_checkpointing:
             causal.gradient_checkpointing_enable({"use_reentrant": False})
             causal.train()
@@ -276,6 +297,16 @@ def own_records(args: argparse.Namespace, kind: type, source: str, count: int) -
         raise DatasetError(f"{error}{hint}") from error
 
 
+def tokenized(args: argparse.Namespace, tokenizer, name: str, records: list) -> list:
+    try:
+        items = tokenize(records, tokenizer, args.max_length, drop_long=args.drop_long)
+    except DatasetError as error:
+        raise DatasetError(f"{name}: {error}") from error
+    if rank() == 0 and len(items) < len(records):
+        print(f"{name}: {len(records) - len(items)} of {len(records)} prompts are too long")
+    return items
+
+
 def pretrained_base(args: argparse.Namespace, texts) -> Path:
     """The small model of this --out, trained where it is not there yet."""
     content = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
@@ -293,12 +324,26 @@ def pretrained_base(args: argparse.Namespace, texts) -> Path:
 # Arms -------------------------------------------------------------------------------------------
 
 
+def begin_anew(folder: Path, stage: str) -> None:
+    """Remove an earlier run's arm, or what its second stage left."""
+    result = folder / "result.json"
+    if stage != "post-sft":
+        shutil.rmtree(folder, ignore_errors=True)
+    elif result.is_file():
+        numbers = json.loads(result.read_text())
+        numbers.pop("post", None)
+        write_json(result, numbers)
+        for each in folder.glob("post-sft*"):
+            each.unlink()
+
+
 def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> None:
     """Train by a method, then the head again, or leave out what an interrupted run finished."""
     folder = args.out / f"{method}-seed{seed}"
     adapter, result = folder / "adapter", folder / "result.json"
     numbers = {"method": method, "seed": seed}
     if result.is_file() and (args.resume or args.stage == "post-sft"):
+        require_same_run(folder, args, FREE | OF_THE_HEAD)
         numbers = json.loads(result.read_text())
     if args.resume and "trained" in numbers and ("post" in numbers or args.stage == "train"):
         return
@@ -317,12 +362,12 @@ def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> Non
     trainer = Trainer(args, data, model, seed, folder)
     if not trained:
         numbers |= trainer.train(method)
-        save(model, adapter, args, data, method, numbers["trained"])
-        write_result(result, numbers)
+        save(model, adapter, args, data, numbers)
+        write_result(folder, args, numbers)
     if args.stage != "train":
         numbers |= trainer.train_head_again()
-        save(model, folder / "adapter-post-sft", args, data, method, numbers["post"])
-        write_result(result, numbers)
+        save(model, folder / "adapter-post-sft", args, data, numbers)
+        write_result(folder, args, numbers)
 
 
 def distribute(model: TwoLevelModel, shard: bool) -> None:
@@ -358,7 +403,7 @@ class Trainer:
         def loader(items, seed=None, reference=None):
             return TokenLoader(
                 items, args.batch, seed=seed, reference=reference, device=args.device,
-                row_length=args.max_length if args.pack else None,
+                accumulate=args.accumulate, row_length=args.max_length if args.pack else None,
             )  # fmt: skip
 
         self.preferences = loader(data.preferences, seed, reference)
@@ -379,11 +424,11 @@ class Trainer:
         solvers = self.options.solvers(method)
         first, found = None, {"step": 0, "tokens": 0, "seconds": 0.0}
         for phase, solver in enumerate(solvers):
-            diagnose = method == "pbgd-free" and self.args.diagnostics > 0
-            steps = max(1, self.args.steps // len(solvers))
             observer = self._run(
-                solver, self.instructions, f"train-{phase}", steps,
-                self.args.time_budget and self.args.time_budget / len(solvers), diagnose,
+                solver, self.instructions, f"train-{phase}",
+                max(1, self.args.steps // len(solvers)),
+                self.args.time_budget and self.args.time_budget / len(solvers),
+                self.args.diagnostics if method == "pbgd-free" else 0,
             )  # fmt: skip
             first = first or observer.rows[0]
             for name in found:
@@ -401,31 +446,37 @@ class Trainer:
         (solver,) = self.options.solvers("sft")
         observer = self._run(
             solver, self.later_instructions, "post-sft", self.args.post_steps,
-            self.args.post_time_budget, False,
+            self.args.post_time_budget, 0,
         )  # fmt: skip
         seen = evaluate(self.model, self.test[0], self.seen, beta=self.args.beta).sft_loss
         return {"post": {**observer.rows[-1], "train_sft_loss": seen}}
 
-    def _run(self, solver, instructions, name, steps, budget, diagnose) -> Observer:
+    def _run(self, solver, instructions, name, steps, budget, diagnosed) -> Observer:
         args, checkpoint = self.args, self.folder / f"{name}.pt"
-        every = args.evaluate_every or max(1, steps // 10)
+        table = self.folder / f"{name}.csv"
         diagnostics = None
-        if diagnose:
+        if diagnosed:
             count = max(1, 64 // args.batch)
             sample = ([*itertools.islice(self.preferences, count)],
                       [*itertools.islice(self.instructions, count)])  # fmt: skip
             diagnostics = ResponseDiagnostics(
-                self.model, *sample, args.penalty, lr=args.head_lr, beta=args.beta,
-                every=max(1, steps // args.diagnostics),
-            )  # fmt: skip
-        observer = Observer(self, every, budget, self.folder / f"{name}.csv", diagnostics)
+                self.model, *sample, args.penalty, lr=args.head_lr, beta=args.beta, every=1
+            )
+        every = args.evaluate_every or max(1, steps // 10)
+        observer = Observer(self, table, steps, every, diagnostics, diagnosed)
         callbacks = [observer, Checkpoint(checkpoint, every=every)]
+        if budget:
+            observer = TimedObserver(self, table, budget, checkpoint, diagnostics, diagnosed)
+            callbacks = [observer]
         if args.tensorboard:
             callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
+        resumed = args.resume and checkpoints.exists(checkpoint)
+        if budget:
+            steps = gather(step_beyond(budget, table) if resumed else None)[0] or 10**9
         solution = finetune(
-            self.model, solver, self.preferences, instructions, 10**6 if budget else steps,
-            beta=args.beta, callbacks=callbacks, log_every=max(1, steps // 50),
-            resume=checkpoint if args.resume and checkpoints.exists(checkpoint) else None,
+            self.model, solver, self.preferences, instructions, steps, beta=args.beta,
+            callbacks=callbacks, log_every=10 if budget else max(1, steps // 50),
+            resume=checkpoint if resumed else None,
         )  # fmt: skip
         if rank() == 0:
             solution.history.to_csv(self.folder / f"{name}-history.csv", index=False)
@@ -433,13 +484,14 @@ class Trainer:
 
 
 class Observer(Callback):
-    """Held-out losses and diagnostics along a run, and the budget: their time does not count."""
+    """Held-out losses and diagnostics along a run of so many steps: their time does not count."""
 
     def __init__(
-        self, trainer: Trainer, every: int, budget: float | None, table: Path, diagnostics
-    ) -> None:
-        self.trainer, self.every, self.budget, self.table = trainer, every, budget, table
-        self.diagnostics = diagnostics
+        self, trainer: Trainer, table: Path, steps: int, every: int,
+        diagnostics: ResponseDiagnostics | None, diagnosed: int,
+    ) -> None:  # fmt: skip
+        self.trainer, self.table, self.steps, self.every = trainer, table, steps, every
+        self.diagnostics, self.diagnosed = diagnostics, diagnosed
         self.rows: list[dict] = []
         self.lost = 0.0
         self.tokens = 0
@@ -449,6 +501,7 @@ class Observer(Callback):
         step, self.measured = run.state.step, self.table.with_name("diagnostics.csv")
         self.rows = gather(rows_until(step, self.table))[0]
         self.earlier = pd.DataFrame(rows_until(step, self.measured))
+        self.done = len(self.earlier["step"].unique()) if len(self.earlier) else 0
         if self.rows:
             self.lost = max(run.elapsed - self.rows[-1]["seconds"], 0.0)
             self.tokens = self.rows[-1]["tokens"] if rank() == 0 else 0
@@ -471,21 +524,21 @@ class Observer(Callback):
     def on_step(self, run) -> None:
         if run.state.step % self.every == 0:
             self._measure(run)
-        if self.diagnostics is not None:
-            with self._paused():
-                seen = len(self.diagnostics.points)
-                self.diagnostics.on_step(run)
-                points = self.diagnostics.points
-                if len(points) > seen:
-                    write_csv(self.measured, pd.concat([self.earlier, points]))
-
-    def on_log(self, run, record) -> bool:
-        return self.budget is not None and run.seconds - self.lost > self.budget
+        self._diagnose(run, run.state.step / self.steps)
 
     def on_end(self, run) -> None:
         if not run.failed and self.rows[-1]["step"] != run.state.step:
             self._measure(run)
         self.trainer.model.features = self.features
+
+    def _diagnose(self, run, share: float) -> None:
+        """Measure if another of equal parts of the run is over."""
+        if self.diagnostics is None or int(share * self.diagnosed + 1e-9) <= self.done:
+            return
+        with self._paused():
+            self.done += 1
+            self.diagnostics.measure(run)
+            write_csv(self.measured, pd.concat([self.earlier, self.diagnostics.points]))
 
     def _measure(self, run) -> None:
         seconds = run.seconds - self.lost
@@ -496,6 +549,35 @@ class Observer(Callback):
             self.rows.append({**numbers, **self.trainer.score(run.state.y)})
             if rank() == 0:
                 write_csv(self.table, pd.DataFrame(self.rows))
+
+
+class TimedObserver(Observer):
+    """Ends the run when its seconds are over; scores and checkpoints come with each tenth."""
+
+    def __init__(
+        self, trainer: Trainer, table: Path, budget: float, checkpoint: Path,
+        diagnostics: ResponseDiagnostics | None, diagnosed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(trainer, table, 0, 0, diagnostics, diagnosed)
+        self.budget, self.checkpoint = budget, checkpoint
+
+    def on_step(self, run) -> None:
+        """Nothing: the clock is asked where a record waits for the device anyway."""
+
+    def on_log(self, run, record) -> bool:
+        used = gather(run.seconds - self.lost)[0] / self.budget  # one clock for all
+        self._diagnose(run, min(used, 1.0))
+        if int(10 * used) > int(10 * self.rows[-1]["seconds"] / self.budget):
+            self._measure(run)
+            with self._paused():
+                run.save(self.checkpoint)
+        return used >= 1.0
+
+
+def step_beyond(budget: float, table: Path) -> int | None:
+    """The step at which an earlier run's budget was over, if it was."""
+    rows = pd.read_csv(table).to_dict("records") if table.is_file() else []
+    return int(rows[-1]["step"]) if rows and rows[-1]["seconds"] >= budget else None
 
 
 def rows_until(step: int, table: Path) -> list[dict]:
@@ -512,7 +594,7 @@ tags: [bilevel, dpo, sft, lora]
 ---
 
 LoRA adapter of the backbone (trained on preferences) and output head (on instructions), by the
-method {method} of the package `bilevel`, in {step} steps and {seconds:.0f} s{phase}.
+method {method} of the package `bilevel`, in {steps} steps and {seconds:.0f} s{phase}.
 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -524,39 +606,57 @@ SFT loss {sft_loss:.4f} nats a token. Prompts: {template!r}.
 """
 
 
-def save(model: TwoLevelModel, folder: Path, args, data: Data, method: str, scores: dict) -> None:
+def save(model: TwoLevelModel, folder: Path, args, data: Data, numbers: dict) -> None:
     """Adapter and head in the ecosystem's formats, with a model card."""
     model.save_pretrained(folder)
     if rank() != 0:
         return
-    phase = ", then of the head alone on further instructions" if "train_sft_loss" in scores else ""
-    template = "{}" if args.sft_data is None else args.template
-    values = {**scores, "base": data.base, "method": method, "beta": args.beta}
-    (folder / "README.md").write_text(CARD.format(**values, phase=phase, template=template))
+    phase = (
+        f", then in {numbers['post']['step']} steps of the head alone on further instructions"
+        if "post" in numbers
+        else ""
+    )
+    values = {
+        **numbers,
+        **numbers.get("post", numbers["trained"]),
+        "seconds": numbers["seconds"],
+        "template": "{}" if args.sft_data is None else args.template,
+    }
+    card = CARD.format(**values, base=data.base, beta=args.beta, phase=phase)
+    (folder / "README.md").write_text(card)
 
 
-def write_result(place: Path, numbers: dict) -> None:
+def write_result(folder: Path, args, numbers: dict) -> None:
     if rank() == 0:
-        write_json(place, numbers)
+        write_configuration(folder, args)
+        write_json(folder / "result.json", numbers)
 
 
 # Report -----------------------------------------------------------------------------------------
 
 
 def report(args: argparse.Namespace) -> None:
-    """Table, figures and summary of every arm that --out holds a result of."""
+    """Table, figures and summary of every arm of these options that --out holds a result of."""
     from llm_report import draw, read_tables, table
 
     methods: dict[str, list[dict]] = {}
+    folders = []
     for method in METHODS:
-        for result in sorted(args.out.glob(f"{method}-seed[0-9]*/result.json")):
-            if not result.parent.name.rpartition("-seed")[2].isdecimal():
-                continue  # a copy that somebody keeps there
-            methods.setdefault(method, []).append(json.loads(result.read_text()))
+        for folder in sorted(args.out.glob(f"{method}-seed[0-9]*")):
+            if not (folder / "result.json").is_file() or not folder.name[-1].isdecimal():
+                continue
+            try:
+                require_same_run(folder, args, FREE | OF_THE_HEAD)
+            except OptionError as error:
+                print(f"left out: {error}")
+                continue
+            numbers = json.loads((folder / "result.json").read_text())
+            methods.setdefault(method, []).append(numbers)
+            folders.append((method, numbers["seed"], folder))
     summary = {"model": args.model or f"small {args.family}", "device": args.device,
                "methods": methods}  # fmt: skip
     write_json(args.out / "summary.json", summary)
-    history, diagnostics = read_tables(args.out)
+    history, diagnostics = read_tables(folders)
     history.to_csv(args.out / "history.csv", index=False)
     draw(history, diagnostics, args.out)
     print(table(summary))

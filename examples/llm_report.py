@@ -43,23 +43,20 @@ def _cell(values: list[float]) -> str:
     return f"{np.mean(values):.4f}{spread}"
 
 
-def read_tables(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_tables(folders: list[tuple[str, int, Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Held-out losses along all runs, one phase after the other, and their diagnostics."""
     histories, diagnostics = [], []
-    for folder in sorted(out.glob("*-seed*")):
-        method, _, seed = folder.name.rpartition("-seed")
-        if not seed.isdecimal():
-            continue
+    for method, seed, folder in folders:
         step = seconds = 0.0
         for place in sorted(folder.glob("train-[0-9].csv")):
-            phase = pd.read_csv(place).assign(method=method, seed=int(seed))
+            phase = pd.read_csv(place).assign(method=method, seed=seed)
             phase["step"] += step
             phase["seconds"] += seconds
             step, seconds = phase["step"].iloc[-1], phase["seconds"].iloc[-1]
             histories.append(phase)
         if (folder / "diagnostics.csv").is_file():
             found = pd.read_csv(folder / "diagnostics.csv")
-            diagnostics.append(found.assign(method=method, seed=int(seed)))
+            diagnostics.append(found.assign(method=method, seed=seed))
     return tuple(
         pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         for tables in (histories, diagnostics)

@@ -51,6 +51,14 @@ def device_of(name: str) -> str:
     return name
 
 
+def file_or_name(text: str) -> Path | str:
+    """A path where there is such a file or folder, otherwise what is known by that name."""
+    try:
+        return Path(text) if Path(text).exists() else text
+    except OSError:  # longer than a name may be
+        return text
+
+
 def start_processes(args: argparse.Namespace) -> None:
     """Join the process group where torchrun started several; choose the device."""
     args.device = device_of(args.device)
@@ -64,9 +72,9 @@ def start_processes(args: argparse.Namespace) -> None:
 def file_hashes(args: argparse.Namespace) -> dict[str, str]:
     """Of the files that options name, what is in them; of folders, their files and sizes."""
     named = {
-        name: Path(value)
+        name: value
         for name, value in vars(args).items()
-        if isinstance(value, str | Path) and value and name != "out"
+        if isinstance(value, Path) and name != "out"
     }
     return {name: _hash(place) for name, place in named.items() if place.exists()}
 

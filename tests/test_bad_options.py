@@ -18,6 +18,7 @@ from bilevel import (
     PBGD,
     SQP,
     Ball,
+    BilevelProblem,
     DifferenceOfConvex,
     Exact,
     GradientDescent,
@@ -98,6 +99,16 @@ def test_the_joint_variant_asks_for_its_step_size():
 def test_a_polish_without_the_full_gradient_is_refused(value):
     with refused(OptionError, f"polish={value!r}", "PBGD(...) or BLOCC(...)"):
         PBGDFree(polish=value)
+
+
+def test_a_polish_that_could_not_take_over_is_refused_before_the_first_step():
+    def called(x, y, batch):
+        raise AssertionError
+
+    problem = BilevelProblem(upper=called, lower=called)
+    solver = PBGDFree(upper_lr=0.1, lower_lr=0.1, polish=PBGD())
+    with refused(OptionError, "polish=PBGD(...) cannot take over", "give lower_lr="):
+        solver.solve(problem, torch.zeros(2), torch.zeros(2), upper_batches=[1], lower_batches=[1])
 
 
 def test_pbgd_free_follows_no_original_response():

@@ -143,6 +143,15 @@ def test_violation_is_logged_at_the_x_of_the_other_columns():
     assert solution.history["violation"].max() <= 1e-9
 
 
+def test_a_penalty_function_that_still_grows_has_not_settled():
+    growing = PBGD(penalty=lambda step: 10.0 * (1 + step) ** 0.5)
+    assert growing.solve(negative_toy(), scalar(1.0), scalar(0.0), max_steps=4).steps == 4
+    ended = PBGD(penalty=lambda step: min(10.0 * (1 + step), 50.0))
+    solution = ended.solve(negative_toy(), scalar(1.0), scalar(0.0), max_steps=100)
+    assert solution.converged
+    assert 5 <= solution.steps < 20
+
+
 def test_a_tolerance_of_zero_is_never_met():
     # Of a simple bilevel problem, whose gradient vanishes where it starts, as that of some batch.
     problem = BilevelProblem(upper=lambda x, y: 0.0 * y, lower=lambda x, y: y**2)

@@ -170,6 +170,9 @@ class TestBatches:
         )
         assert distance(whole, parts) < 1e-12
         assert split.steps == full.steps == STEPS
+        values = full.history.columns.intersection(["upper", "lower", "value"])
+        assert {"upper", "lower"} <= set(values)
+        pd.testing.assert_frame_equal(split.history[values], full.history[values], rtol=1e-9)
 
     def test_a_list_of_another_length_is_refused(self):
         net = network()

@@ -22,7 +22,7 @@ PENALTY = 12.0
 
 
 class Objective(BaseObjective):
-    """Choosing the error bounds c of a support vector machine (arXiv:2406.10148, section 5).
+    """Choosing the error bounds c of a support vector machine (arXiv:2406.10148).
 
     ``value`` is the distance of the true upper objective, at the follower's exact response to c,
     from the lower bound f*, relative to f* if that exceeds 1. f* is the bilevel optimum itself

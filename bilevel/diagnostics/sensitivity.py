@@ -34,7 +34,7 @@ def response_jacobian(
     if found.defect > ZERO:
         raise NotApplicableError(
             "the active lower-level constraints cannot all stay active as x moves, so the response "
-            "has a kink at this x: move x a little, or use method='penalty'"
+            "has a kink at this x: move x a little, or use hypergradient(..., method='penalty')"
         )
     if not found.isolated:
         raise NotApplicableError(
@@ -53,7 +53,7 @@ def response_jacobian(
             "the lower level's response has a kink at this x: a constraint holds with equality and "
             "a zero multiplier there, and leaves or joins the active ones as x moves. Implicit "
             "differentiation needs strict complementarity: move x a little, or use "
-            "method='penalty', whose gradient exists"
+            "hypergradient(..., method='penalty'), whose gradient exists"
         )
     return moved
 

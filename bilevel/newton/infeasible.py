@@ -124,10 +124,11 @@ def _infeasible(violation: RowProgram, least: Outcome) -> InfeasibleError:
     more = len(conflict) - 2 * _NAMED_ROWS
     bounds = " and bounds" if np.any(point.residuals.bound_mu) else ""
     return InfeasibleError(
-        f"No point satisfies the constraints: where their total violation is least, {violated} "
+        f"no point satisfies the constraints: where their total violation is least, {violated} "
         f"{'is' if len(worst) == 1 else 'are'} violated. In conflict: {involved}"
-        f"{f' and {more} more' if more > 0 else ''}{bounds}. Expected a feasible point; relax "
-        "these constraints, restrict the upper variable to where they can be met, or set elastic.",
+        f"{f' and {more} more' if more > 0 else ''}{bounds}. Expected a feasible point; restrict "
+        "the upper variable to where these constraints can be met, or relax them: "
+        "response=Exact(elastic=...)",
         certificate,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from bilevel.calculus import Array
 from bilevel.domains import Box, NonNegative, Reals
 from bilevel.errors import NotApplicableError, OptionError
-from bilevel.evaluation import Evaluation
+from bilevel.evaluation import Evaluation, as_micro_batches
 from bilevel.options import check_count, check_positive
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
@@ -87,10 +87,10 @@ class QuasiNewton(Outer):
 
         def penalised_value(x: Array) -> tuple[float, Array]:
             level.assign_vector(x)
-            fresh = [
+            fresh = as_micro_batches(
                 Evaluation(problem, state, each.upper_batch, each.lower_batch)
                 for each in evaluations
-            ]
+            )
             solver.respond(problem, state, penalty, fresh)
             level.clear_gradients()
             solver.outer_gradient(problem, state, penalty, fresh)

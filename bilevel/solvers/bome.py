@@ -107,19 +107,22 @@ class BOME(PenaltySolver):
         """Leave the direction at x's leaves, and step in y along its part there."""
         share = 1.0 / len(evaluations)
         with state.lower.frozen(), state.at_original():
-            values = [_backward(state, e, "lower", state.upper, share) for e in evaluations]
+            for evaluation in evaluations:
+                g = _backward(state, evaluation, "lower", state.upper, share)
+                evaluation.record("value", g)
         at_response = _taken(state.upper)
         state.lower.clear_gradients()  # a wrapped network's gradients at y_g came along
-        losses = [_backward(state, e, "lower", state.lower, share) for e in evaluations]
+        for evaluation in evaluations:
+            evaluation.record("lower", _backward(state, evaluation, "lower", state.lower, share))
         g_reaches_x = bool(state.upper.gradients())
         gap = _taken(state.upper)
         torch._foreach_sub_(gap, at_response)
         gap += _taken(state.lower)
-        uppers = [_backward(state, e, "upper", state.lower, share) for e in evaluations]
+        for evaluation in evaluations:
+            _backward(state, evaluation, "upper", state.lower, share)
+            evaluation.record_upper()
         if not g_reaches_x:
             require_gradients(state.upper, "upper (f) or lower (g)")
-        for name, found in (("value", values), ("lower", losses), ("upper", uppers)):
-            state.record[name] = torch.stack(found).mean()
         leaves = [*state.upper.leaves, *state.lower.leaves]
         slopes = [*_slopes(state.upper), *_slopes(state.lower)]
         square, inner = _dot(gap, gap), _dot(slopes, gap)

@@ -29,7 +29,7 @@ def penalised_value_gradient(
         with state.at_original():
             for evaluation in evaluations:
                 g = evaluation.lower(through_x=True)
-                state.record["value"] = g.detach()
+                evaluation.record("value", g)
                 loss = g + evaluation.lagrangian_terms(
                     original.inequality_multipliers, original.equality_multipliers
                 )

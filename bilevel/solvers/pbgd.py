@@ -109,7 +109,7 @@ class PBGD(PenaltySolver):
         with state.lower.frozen(), state.at_original():
             for evaluation in evaluations:
                 g = evaluation.lower(through_x=True)
-                state.record["value"] = g.detach()
+                evaluation.record("value", g)
                 if g.requires_grad:
                     loss = -penalty * share * g
                     backward(loss, state.upper, state, "lower (g)", retain_graph=keep)

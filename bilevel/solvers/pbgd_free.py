@@ -22,6 +22,7 @@ from bilevel.responses.exact import EXACT_LIMIT, Exact
 from bilevel.schedules import penalty_at
 from bilevel.solution import Solution, Status
 from bilevel.solvers.base import PenaltySolver
+from bilevel.solvers.choice import choose
 from bilevel.solvers.loop import Run
 from bilevel.state import State
 from bilevel.trees import Tree
@@ -89,6 +90,18 @@ class PBGDFree(PenaltySolver):
                 "BLOCC(...)"
             )
         check_positive("polish_below", self.polish_below)
+
+    def init(self, problem: BilevelProblem, x: Tree, y: Tree) -> State:
+        """As :meth:`PenaltySolver.init`; also refuses a ``polish`` that could not take over."""
+        state = super().init(problem, x, y)
+        if self.polish is not None:
+            try:
+                self.polish.check(problem)
+                choose(self.polish, problem, state.upper, state.lower)
+            except (NotApplicableError, OptionError) as error:
+                name = type(self.polish).__name__
+                raise type(error)(f"polish={name}(...) cannot take over: {error}") from error
+        return state
 
     def outer_gradient(
         self,

@@ -23,8 +23,10 @@ from bilevel.problems.llm import (
     library_corpus,
     read_records,
     reference_log_probabilities,
+    sequence_log_probabilities,
     small_base,
     small_model,
+    token_log_probabilities,
     tokenize,
     write_records,
 )
@@ -170,8 +172,6 @@ def test_positions_predict_the_responses_tokens():
 
 
 def test_padding_changes_no_log_probability():
-    from bilevel.problems.llm import sequence_log_probabilities, token_log_probabilities
-
     model = TwoLevelModel(base())
 
     def logs(sequences):
@@ -194,6 +194,17 @@ def test_order_depends_on_seed_and_epoch_and_can_be_entered_anywhere():
     loader.set_epoch(1)
     assert [batch.targets.tolist() for batch in loader] != first
     assert len(first) == len(loader) == len(instructions()) // 5
+
+
+def test_batches_of_a_step_share_its_number_of_tokens():
+    loader = TokenLoader(instructions(), 5, seed=3, accumulate=2)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 2 * (len(instructions()) // 10)
+    for one, other in zip(batches[::2], batches[1::2], strict=True):
+        assert one.count == other.count == (len(one.targets) + len(other.targets)) / 2
+    assert len({batch.count for batch in batches}) > 1
+    loader.skip(3)
+    assert next(iter(loader)).count == batches[3].count
 
 
 def test_packed_rows_hold_every_sequence_once_and_little_else():
@@ -227,8 +238,12 @@ def test_first_fit_overlaps_nothing_and_leaves_no_two_rows_that_fit_in_one(sizes
 def test_batches_that_cannot_be_made_are_refused():
     with pytest.raises(DatasetError, match=r"record \d+ has \d+ tokens, and a row has 20"):
         TokenLoader(preferences(), 4, row_length=20)
-    with pytest.raises(DatasetError, match="48 records do not make a batch of 100"):
+    with pytest.raises(DatasetError, match="48 records do not make a step of 100"):
         TokenLoader(instructions(), 100, seed=0)
+    with pytest.raises(DatasetError, match="48 records do not make a step of 52"):
+        TokenLoader(instructions(), 4, seed=0, accumulate=13)
+    with pytest.raises(DatasetError, match="prompt_length=0 of 3 tokens"):
+        Tokens((1, 2, 3), 0)
     with pytest.raises(DatasetError, match="expected one number a response"):
         TokenLoader(preferences(), 4, reference=torch.zeros(48))
     with pytest.raises(OptionError, match="batch_size"):
@@ -253,6 +268,29 @@ def test_references_are_kept_and_belong_to_their_model(tmp_path):
         each.write_bytes(b"damaged")
     with pytest.raises(DatasetError, match="delete it"):
         reference_log_probabilities(model, items, cache=tmp_path)
+
+
+def test_references_are_those_of_the_precision(tmp_path):
+    items = preferences()[:10]
+    (batch,) = TokenLoader(items, 10)
+    found = []
+    for precision in (None, torch.bfloat16):
+        model = TwoLevelModel(base(dtype=torch.float32), autocast=precision)
+        reference = reference_log_probabilities(model, items, 10, cache=tmp_path)
+        logs = token_log_probabilities(model.features(batch), model.weight, batch.targets)
+        policy = sequence_log_probabilities(logs, batch.lengths).detach()
+        torch.testing.assert_close(reference.T.reshape(-1), policy, rtol=1e-6, atol=1e-6)
+        found.append(reference)
+    assert float((found[0] - found[1]).abs().max()) > 1e-4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_references_of_records_longer_than_the_context_are_refused():
+    short = small_model(vocabulary=len(tokenizer()), hidden=16, layers=2, heads=2, context=20)
+    with pytest.raises(
+        DatasetError, match=r"record 1 has \d+ tokens, and the model's context is 20"
+    ):
+        reference_log_probabilities(TwoLevelModel(short), preferences()[:4])
 
 
 def test_infinite_logits_name_the_sequence():
@@ -323,7 +361,7 @@ def test_a_template_without_its_one_place_is_refused(tmp_path, template):
 def test_text_of_another_encoding_is_named(tmp_path, encoding):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"prompt": "é", "response": "ü"}'.encode(encoding))
-    with pytest.raises(DatasetError, match=r"rows.jsonl is not UTF-8 text"):
+    with pytest.raises(DatasetError, match=r"rows.jsonl, row 1 is not UTF-8 text"):
         list(read_records(Instruction, path))
 
 

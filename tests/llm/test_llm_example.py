@@ -100,6 +100,66 @@ def test_finished_arms_are_left_alone_and_the_second_stage_can_be_repeated(
     assert after["post"]["sft_loss"] == pytest.approx(before["post"]["sft_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no/where"], "OptionError: --model no/where"),
+        (["--targets", "nowhere"], "name the modules"),
+        (["--max-length", 8], "preferences.jsonl from record 1 on: record 1: the prompt has"),
+    ],
+)
+def test_nothing_is_removed_before_all_is_checked(finished, inputs, options, message):
+    out = finished[0]
+    before = (out / "config.json").read_bytes()
+    assert message in run(*inputs, "--method", "pbgd", *options, "--out", out, code=1)
+    assert (out / "pbgd-seed0" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_arms_of_other_options_are_not_this_run_s(finished, inputs, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    options = [*inputs, "--method", "dpo", "--lr", 0.01, "--stage", "train", "--out", out]
+    assert "left out: the run in" in run(*options)
+    assert list(json.loads((out / "summary.json").read_text())["methods"]) == ["dpo"]
+    assert set(pd.read_csv(out / "history.csv")["method"]) == {"dpo"}
+    printed = run(*options, "--method", "pbgd", "--resume", code=1)
+    assert "had lr=0.001 and not 0.01" in printed
+
+
+def test_a_second_stage_that_was_interrupted_is_not_the_one_before(finished, inputs, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    again = [*inputs, "--method", "pbgd", "--stage", "post-sft", "--out", out]
+    missing = tmp_path / "copy" / "pbgd-seed0" / "adapter" / "adapter_model.safetensors"
+    kept = missing.read_bytes()
+    missing.write_bytes(b"ends here")
+    run(*again, "--post-steps", 2, code=1)
+    result = out / "pbgd-seed0" / "result.json"
+    assert "post" not in json.loads(result.read_text())
+    missing.write_bytes(kept)
+    run(*again, "--post-steps", 2, "--resume")
+    assert json.loads(result.read_text())["post"]["step"] == 2
+
+
+def test_a_budget_of_time_is_scored_ten_times_and_not_spent_again(inputs, tmp_path):
+    options = [*inputs, "--method", "sequential", "--stage", "train", "--time-budget", 2.0,
+               "--out", tmp_path]  # fmt: skip
+    run(*options)
+    folder = tmp_path / "sequential-seed0"
+    before = json.loads((folder / "result.json").read_text())
+    tables = [pd.read_csv(folder / f"train-{phase}.csv") for phase in (0, 1)]
+    for table in tables:
+        assert 3 <= len(table) <= 11
+        assert table["seconds"].iloc[-1] >= 1.0 > table["seconds"].iloc[-2]
+    (folder / "result.json").unlink()
+    run(*options, "--resume")
+    after = json.loads((folder / "result.json").read_text())
+    for name in ("steps", "tokens", "seconds"):
+        assert after[name] == before[name]
+    assert after["trained"] == pytest.approx(before["trained"])
+
+
 def test_quick_run_of_the_embedded_default(tmp_path):
     printed = run("--quick", "--out", tmp_path / "out")
     assert "pbgd-free" in printed

@@ -179,6 +179,37 @@ def test_a_model_whose_packed_sequences_see_one_another_is_refused():
             )
 
 
+def test_packing_is_looked_at_in_several_rows():
+    """Where attention keeps sequences apart in a batch of one row alone."""
+    model = two_levels()
+
+    def leak(module, args, inputs):
+        several = len(inputs["input_ids"]) > 1 and "position_ids" in inputs
+        whole = {"attention_mask": torch.ones_like(inputs["input_ids"])} if several else {}
+        return args, {**inputs, **whole}
+
+    model.backbone.register_forward_pre_hook(leak, with_kwargs=True)
+    with pytest.raises(OptionError, match="packed sequences see one another in Llama"):
+        model.check_packing()
+
+
+def test_accumulated_batches_of_unequal_lengths_give_the_gradient_of_one_batch():
+    model = two_levels()
+    problem = finetuning_problem(model)
+
+    def slope(loader):
+        batches = list(loader)[:4]
+        losses = [problem.lower_value(model.features(b), model.weight, b) for b in batches]
+        return torch.autograd.grad(torch.stack(losses).mean(), model.weight)[0]
+
+    whole = slope([next(iter(TokenLoader(instructions(), 8, seed=0)))])
+    split = TokenLoader(instructions(), 2, seed=0, accumulate=4)
+    assert len({len(batch.targets) for batch in list(split)[:4]}) > 1
+    torch.testing.assert_close(slope(split), whole, rtol=1e-6, atol=1e-9)
+    apart = slope(TokenLoader(instructions(), 2, seed=0))
+    assert float((apart - whole).norm() / whole.norm()) > 1e-3
+
+
 def test_gradients_of_both_objectives_equal_finite_differences():
     model = two_levels("gpt_neox")  # Llama's norm is in single precision
     problem = finetuning_problem(model, chunk=16)

@@ -139,6 +139,32 @@ def test_each_method_lowers_what_it_minimises(method):
     assert last.preference_accuracy > 0.6 or method == "sft"
 
 
+@pytest.mark.parametrize(
+    ("share", "named", "other"), [(1.0, "upper", "lower"), (0.0, "lower", "upper")]
+)
+def test_the_history_of_one_objective_is_that_of_its_steps(share, named, other):
+    model = two_levels()
+    preferred, instructed = ([next(iter(each))] for each in batches(model))
+    values = []
+    problem = finetuning_problem(model)
+
+    def note(record, state):
+        values.append(record[named])
+
+    solver = Scalarised(upper_share=share, **SGD)
+    (batch,), value = (
+        (preferred, problem.upper_value) if share else (instructed, problem.lower_value)
+    )
+    with torch.no_grad():
+        before = float(value(model.features(batch), model.weight, batch))
+    solution = finetune(
+        model, solver, preferred, instructed, 4, callbacks=[note], log_every=1, progress=False
+    )
+    assert values[0] == pytest.approx(before, rel=1e-9)
+    assert values[0] > values[1] > values[2] > values[3]  # on one batch, again and again
+    assert solution.history[other].notna().tolist() == [True, False, False, False]
+
+
 def test_micro_batches_alternate_as_one_batch_does():
     """All micro-batches move the head, then all of them the backbone."""
     model, other = two_levels(), two_levels()
@@ -161,10 +187,10 @@ def test_micro_batches_alternate_as_one_batch_does():
 
 
 def test_a_model_in_low_precision_trains_with_its_levels_in_single():
-    model = two_levels(dtype=torch.bfloat16)
+    model = two_levels(dtype=torch.bfloat16, autocast=torch.bfloat16)
     assert {each.dtype for each in (*model.lora.values(), model.weight)} == {torch.float32}
     assert model.backbone.embed_tokens.weight.dtype == torch.bfloat16
-    (solver,) = FineTuningOptions(lr=1e-2, head_lr=1e-2, autocast=torch.bfloat16).solvers("pbgd")
+    (solver,) = FineTuningOptions(lr=1e-2, head_lr=1e-2).solvers("pbgd")
     before = model.weight.detach().clone()
     solution = finetune(model, solver, *batches(model), 10, log_every=1, progress=False)
     assert solution.history["lower"].iloc[-1] < solution.history["lower"].iloc[0] - 0.1
@@ -268,6 +294,27 @@ def test_models_without_a_plain_head_are_refused():
     model.set_output_embeddings(nn.Linear(16, len(tokenizer()), bias=True))
     with pytest.raises(OptionError, match="without bias"):
         TwoLevelModel(model)
+
+
+def test_dropout_that_is_no_module_is_switched_off():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=len(tokenizer()), hidden_size=16, word_embed_proj_dim=16, ffn_dim=32,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64, dropout=0.5,
+        attention_dropout=0.5, layerdrop=0.5, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = TwoLevelModel(OPTForCausalLM(config))
+    model.causal.train()
+    (batch,) = TokenLoader(instructions()[:4], 4)
+    assert torch.equal(model.features(batch), model.features(batch))
+
+
+def test_loaders_accumulate_as_many_batches_as_the_solver():
+    model = two_levels()
+    (solver,) = FineTuningOptions(accumulate=2).solvers("pbgd-free")
+    with pytest.raises(OptionError, match="accumulate=1 and the solver 2"):
+        finetune(model, solver, *batches(model), 2)
 
 
 def test_targets_that_do_not_exist_are_refused():

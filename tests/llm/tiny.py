@@ -49,9 +49,11 @@ def base(family: str = "llama", dtype: torch.dtype = torch.float64) -> Any:
     return model.to(dtype)
 
 
-def two_levels(family: str = "llama", dtype: torch.dtype = torch.float64) -> TwoLevelModel:
+def two_levels(
+    family: str = "llama", dtype: torch.dtype = torch.float64, **options
+) -> TwoLevelModel:
     """With x and y away from their start, where LoRA's gradients are not zero."""
-    model = TwoLevelModel(base(family, dtype), rank=4)
+    model = TwoLevelModel(base(family, dtype), rank=4, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for each in (*model.lora.values(), model.weight):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
-from bilevel.gradients import backward
+from bilevel.gradients import backward, require_gradients
 from bilevel.options import check_count
 from bilevel.problem import BilevelProblem
 from bilevel.responses.gradient_descent import step_with_x
@@ -66,15 +67,10 @@ class Scalarised(PenaltySolver):
         penalty: float,
         evaluations: list[Evaluation],
     ) -> None:
-        """A step on g in y, if that is what was drawn."""
-        upper_next = self._upper_next(state)
+        """Nothing: y takes its step in :meth:`outer_gradient`."""
         if state.step == 0:  # both are looked at once, for whether they depend on x and y
             for evaluation in evaluations:
                 evaluation.pair()
-        else:  # what is not computed is not recorded
-            state.record.pop("lower" if upper_next else "upper", None)
-        if not upper_next:
-            state.response.update(problem, state, state.perturbed, 0.0, evaluations)
 
     def outer_gradient(
         self,
@@ -83,11 +79,20 @@ class Scalarised(PenaltySolver):
         penalty: float,
         evaluations: list[Evaluation],
     ) -> None:
-        """∇f at both levels' leaves and the step in y, if f is what was drawn."""
-        if not self._upper_next(state):
-            return
+        """The step in y along the gradient of what was drawn: of f, which leaves ∇f at x, or g."""
+        upper_next = self._upper_next(state)
+        level, source = (state.upper, "upper (f)") if upper_next else (state.lower, "lower (g)")
         state.lower.clear_gradients()
-        for evaluation in evaluations:
-            f = evaluation.upper(through_x=True)
-            backward(f / len(evaluations), state.upper, state, "upper (f)")
+        with nullcontext() if upper_next else state.upper.frozen():
+            for evaluation in evaluations:
+                if upper_next:
+                    loss = evaluation.upper(through_x=True)
+                    evaluation.record_upper()
+                else:
+                    loss = evaluation.lower()
+                    evaluation.record("lower", loss)
+                backward(loss / len(evaluations), level, state, source)
+        require_gradients(state.lower, source)
+        if state.step > 0:  # what is not computed is not recorded
+            state.record.pop("lower" if upper_next else "upper", None)
         step_with_x(state)

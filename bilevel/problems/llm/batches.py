@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,8 @@ class TokenBatch:
     lengths
         [S] int64, tokens of each response.
     count
-        Mean number of response tokens over the processes that train together; N in one process.
+        Mean number of response tokens over the batches that make a step together, micro-batches and
+        those of other processes; N of a single one.
     reference
         [S] log-probabilities of the responses under the reference model, if they are known.
     position_ids
@@ -119,7 +119,8 @@ class TokenLoader:
     """Batches of ``batch_size`` records in random order, epoch after epoch.
 
     The order depends on the seed and the epoch alone. Each of several processes gets its own
-    ``batch_size`` records of a step; without a seed it gets all of them.
+    ``batch_size`` records of a step; without a seed it gets all of them. What is left over at the
+    end of an epoch and makes no whole step is left out.
 
     Parameters
     ----------
@@ -134,6 +135,9 @@ class TokenLoader:
         :func:`~bilevel.problems.llm.reference_log_probabilities`.
     device
         Where the batches are to be.
+    accumulate
+        Batches of a step, as many as the solver's option of that name says: the loss of a step is
+        then the mean over all of its tokens, however long the responses of each batch are.
     row_length
         Pack a batch's sequences end to end into rows of at most so many tokens, in the place of a
         row each that is padded to the longest. They do not see one another, so losses and gradients
@@ -142,7 +146,7 @@ class TokenLoader:
     Raises
     ------
     DatasetError
-        Fewer records than a batch; a sequence longer than a row.
+        Fewer records than a step takes; a sequence longer than a row.
     """
 
     def __init__(
@@ -153,16 +157,19 @@ class TokenLoader:
         seed: int | None = None,
         reference: Tensor | None = None,
         device: torch.device | str = "cpu",
+        accumulate: int = 1,
         row_length: int | None = None,
     ) -> None:
         check_count("batch_size", batch_size)
+        check_count("accumulate", accumulate)
         if seed is not None:
             check_count("seed", seed, least=0)
         self.rank, self.world = (0, 1) if seed is None else (rank(), world_size())
-        if not items or (seed is not None and len(items) < batch_size * self.world):
+        step = batch_size * self.world * accumulate
+        if not items or (seed is not None and len(items) < step):
             raise DatasetError(
-                f"{len(items)} records do not make a batch of {batch_size * self.world}: give more "
-                "records, or a smaller batch"
+                f"{len(items)} records do not make a step of {step}: give more records, or smaller "
+                "or fewer batches"
             )
         if reference is not None and reference.shape != (len(items), len(items[0])):
             raise DatasetError(
@@ -174,6 +181,7 @@ class TokenLoader:
         self.seed = seed
         self.reference = reference
         self.device = device
+        self.accumulate = accumulate
         self.row_length = row_length
         self.epoch = 0
         self._first = 0
@@ -182,19 +190,10 @@ class TokenLoader:
             check_length(items, row_length, "a row has", "raise row_length")
 
     def __len__(self) -> int:
-        step = self.batch_size * self.world
-        full = len(self.items) // step
-        return full if self.seed is not None else -(-len(self.items) // step)
-
-    @cached_property
-    def largest_id(self) -> int:
-        """Of all tokens."""
-        return max(max(tokens.ids) for item in self.items for tokens in item)
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(len(tokens.ids) for item in self.items for tokens in item)
+        batch = self.batch_size * self.world
+        if self.seed is None:
+            return -(-len(self.items) // batch)
+        return len(self.items) // (batch * self.accumulate) * self.accumulate
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, on which its order depends."""
@@ -209,19 +208,22 @@ class TokenLoader:
         order = np.arange(len(self.items))
         if self.seed is not None:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        step = self.batch_size * self.world
-        for start in range(first * step, len(self) * step, step):
-            yield self._batch(order[start : start + step])
+        size = self.batch_size * self.world
+        for number in range(first, len(self)):
+            batch = self._batch(order[number * size : (number + 1) * size][self.rank :: self.world])
+            together = self.accumulate * self.world
+            if self.seed is not None and together > 1:
+                begin = number // self.accumulate * self.accumulate * size
+                step = order[begin : begin + self.accumulate * size]
+                total = sum(each.response_length for each in self._sequences(step))
+                batch = replace(batch, count=total / together)
+            yield batch.to(self.device)
 
-    def _batch(self, everyone: Any) -> TokenBatch:
-        own = everyone[self.rank :: self.world]
+    def _batch(self, own: Any) -> TokenBatch:
         batch = TokenBatch.of(self._sequences(own), row_length=self.row_length)
-        if self.world > 1:
-            total = sum(each.response_length for each in self._sequences(everyone))
-            batch = replace(batch, count=total / self.world)
         if self.reference is not None:
             batch = replace(batch, reference=self.reference[own].T.reshape(-1))
-        return batch.to(self.device)
+        return batch
 
     def _sequences(self, chosen: Any) -> list[Tokens]:
         return [self.items[i][k] for k in range(len(self.items[0])) for i in chosen]

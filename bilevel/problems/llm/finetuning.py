@@ -15,7 +15,7 @@ from bilevel.distributed import initialized
 from bilevel.errors import OptionError
 from bilevel.options import check_count, check_positive
 from bilevel.problems.llm.baselines import Scalarised
-from bilevel.problems.llm.batches import TokenBatch
+from bilevel.problems.llm.batches import TokenBatch, TokenLoader
 from bilevel.problems.llm.model import TwoLevelModel, check_loaders
 from bilevel.problems.llm.problem import finetuning_problem
 from bilevel.solution import Solution
@@ -41,9 +41,7 @@ class FineTuningOptions:
     clip_norm
         Bound on the gradient's norm at each level.
     accumulate
-        Micro-batches a step.
-    autocast
-        Precision of the products, such as ``torch.bfloat16``.
+        Micro-batches a step; loaders take the same option.
     seed
         Of ALRIGHT's draws.
     """
@@ -54,7 +52,6 @@ class FineTuningOptions:
     inner_steps: int = 3
     clip_norm: float = 1.0
     accumulate: int = 1
-    autocast: torch.dtype | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +73,6 @@ class FineTuningOptions:
             "lower_optimizer": partial(adam, lr=self.head_lr),
             "clip_norm": self.clip_norm,
             "accumulate": self.accumulate,
-            "autocast": self.autocast,
         }
         if method == "pbgd-free":
             return (PBGDFree(penalty=self.penalty, **shared),)
@@ -125,9 +121,19 @@ def finetune(
     Raises
     ------
     DatasetError
-        Loaders in each other's place, records that do not fit the model, NaN logits.
+        Loaders in each other's place, or records that do not fit the model.
+    OptionError
+        Loaders that accumulate other numbers of batches than the solver.
+    BilevelError
+        As :meth:`~bilevel.solvers.base.PenaltySolver.solve`.
     """
     check_loaders(model, preferences, instructions)
+    for name, loader in (("preferences", preferences), ("instructions", instructions)):
+        if isinstance(loader, TokenLoader) and loader.accumulate != solver.accumulate:
+            raise OptionError(
+                f"{name}: the loader has accumulate={loader.accumulate} and the solver "
+                f"{solver.accumulate}: give both the same"
+            )
     # In several processes a parameter's gradients are its network's wrapper's; a head has none.
     head = model.weight.detach() if initialized() else model.weight
     solution = solver.solve(

@@ -69,7 +69,8 @@ def sft_loss(tokens: Tensor, count: float | None = None) -> Tensor:
     tokens : Tensor
         [N], log-probabilities of the responses' tokens.
     count : float, optional
-        By how many tokens the sum is divided, N by default. Of several processes each divides by
-        the mean of their N, and the mean of their losses is that of one process on all the tokens.
+        By how many tokens the sum is divided, N by default. Batches that make a step together, of
+        several processes or one after the other, each divide by the mean of their N: the mean of
+        their losses is then that of a single batch of all the tokens.
     """
     return -tokens.sum() / (len(tokens) if count is None else count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.options import check_count, check_positive
 from bilevel.problems.llm.batches import TokenBatch, TokenLoader
-from bilevel.problems.llm.tokens import Tokens, check_length, check_vocabulary
+from bilevel.problems.llm.tokens import Item, Tokens, check_length, check_vocabulary
 
 #: Relative difference of logits that low precision may make.
 _AGREEMENT = 2e-2
@@ -31,7 +31,7 @@ class TwoLevelModel(nn.Module):
 
     x are LoRA weights (arXiv:2106.09685) in the backbone's projections, y is the head W, untied
     from the embeddings where the model ties them; everything else is frozen. Dropout is switched
-    off, so that features computed once serve both levels' updates.
+    off, so that features computed once serve both levels' updates and the reference model.
 
     Parameters
     ----------
@@ -44,6 +44,9 @@ class TwoLevelModel(nn.Module):
         ``query_key_value`` of GPT-NeoX, ``q_proj`` and ``v_proj`` of Llama and Qwen.
     seed
         Of LoRA's start.
+    autocast
+        Precision of the products, such as ``torch.bfloat16``, in training, evaluation and as the
+        reference alike; that of the weights by default.
 
     Attributes
     ----------
@@ -58,6 +61,8 @@ class TwoLevelModel(nn.Module):
     OptionError
         A family whose target modules are not known, a target that the model does not have, or a
         model whose logits are not those of a linear head on its last hidden states.
+    DatasetError
+        A model with NaN or infinite weights.
     """
 
     def __init__(
@@ -67,8 +72,10 @@ class TwoLevelModel(nn.Module):
         alpha: float = 16.0,
         targets: Sequence[str] | None = None,
         seed: int = 0,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.autocast = autocast
         peft = require("peft", "llm")
         check_count("rank", rank)
         check_positive("alpha", alpha)
@@ -81,9 +88,7 @@ class TwoLevelModel(nn.Module):
             task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0,
             target_modules=None if targets is None else list(targets), modules_to_save=[name],
         )  # fmt: skip
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        _switch_dropout_off(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, about peft's calls
             torch.manual_seed(seed)
@@ -155,9 +160,11 @@ class TwoLevelModel(nn.Module):
             if batch.position_ids is None
             else {"position_ids": batch.position_ids}
         )
-        hidden = self.backbone(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
+        device, precision = self.device.type, self.autocast
+        with torch.autocast(device, dtype=precision) if precision else nullcontext():
+            hidden = self.backbone(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
         result: Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-        return result
+        return result.to(precision) if precision else result
 
     @torch.no_grad()
     def check_packing(self) -> None:
@@ -174,7 +181,8 @@ class TwoLevelModel(nn.Module):
         """
         ids = [tuple(k % self.vocabulary_size for k in range(i, i + 6)) for i in (1, 7, 13)]
         sequences = [Tokens(each, 1) for each in ids]
-        packed = self.features(TokenBatch.of(sequences, row_length=20).to(self.device))
+        # Rows of two: some implementations of attention look at the positions of a single row only.
+        packed = self.features(TokenBatch.of(sequences, row_length=12).to(self.device))
         apart = self.features(TokenBatch.of(sequences).to(self.device))
         difference = float((packed - apart).norm() / apart.norm())
         if not difference < _SEPARATION:
@@ -273,6 +281,30 @@ class TwoLevelModel(nn.Module):
             )
 
 
+def _switch_dropout_off(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # for torch.nn.functional.dropout
+            if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
+                setattr(module, name, 0.0)
+
+
+def check_items(model: TwoLevelModel, items: Sequence[Item]) -> None:
+    """Refuse tokens that the model does not know, and sequences longer than its context.
+
+    Raises
+    ------
+    DatasetError
+        Naming the first record.
+    """
+    check_vocabulary(items, model.vocabulary_size)
+    if model.context is not None:
+        check_length(
+            items, model.context, "the model's context is", "tokenize with a smaller max_length"
+        )
+
+
 def check_finite(values: Tensor, batch: TokenBatch, what: str) -> None:
     """Refuse log-probabilities that are no numbers, naming the row of the batch.
 
@@ -310,13 +342,7 @@ def check_loaders(
             raise DatasetError(
                 f"{name}: the loader's records have {found} response(s) each, expected {responses}"
             )
-        if loader.largest_id >= model.vocabulary_size:
-            check_vocabulary(loader.items, model.vocabulary_size)
-        if model.context is not None and loader.longest > model.context:
-            check_length(
-                loader.items, model.context, "the model's context is",
-                "tokenize with a smaller max_length",
-            )  # fmt: skip
+        check_items(model, loader.items)
     loaders = (preferences, instructions)
     if any(isinstance(each, TokenLoader) and each.row_length is not None for each in loaders):
         model.check_packing()

@@ -163,12 +163,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from enumerate(file, start=1)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error}): convert it") from error
+        raise DatasetError(f"{path}, row {number} is not UTF-8 text ({error})") from error
 
 
 def _hub(name: str, split: str, streaming: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:

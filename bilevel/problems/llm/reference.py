@@ -14,8 +14,8 @@ from bilevel.extras import require
 from bilevel.problems.llm.batches import TokenBatch, TokenLoader
 from bilevel.problems.llm.log_probabilities import token_log_probabilities
 from bilevel.problems.llm.losses import sequence_log_probabilities
-from bilevel.problems.llm.model import TwoLevelModel, check_finite
-from bilevel.problems.llm.tokens import Item, check_vocabulary
+from bilevel.problems.llm.model import TwoLevelModel, check_finite, check_items
+from bilevel.problems.llm.tokens import Item
 
 
 def reference_of(model: TwoLevelModel, batch: TokenBatch) -> Tensor:
@@ -51,8 +51,13 @@ def reference_log_probabilities(
     -------
     Tensor
         [records, responses of each], float32, on the CPU.
+
+    Raises
+    ------
+    DatasetError
+        Records that do not fit the model, NaN logits, a damaged file in the cache.
     """
-    check_vocabulary(items, model.vocabulary_size)
+    check_items(model, items)
     place = None if cache is None else Path(cache) / f"{_fingerprint(model, items)}.safetensors"
     if place is not None and place.is_file():
         return _read(place, (len(items), len(items[0])))
@@ -79,7 +84,7 @@ def _read(place: Path, shape: tuple[int, int]) -> Tensor:
 
 
 def _fingerprint(model: TwoLevelModel, items: Sequence[Item]) -> str:
-    found = hashlib.sha256()
+    found = hashlib.sha256(str(model.autocast).encode())
     for item in items:
         for tokens in item:
             found.update(f"{tokens.prompt_length}:{tokens.ids}".encode())
@@ -88,5 +93,5 @@ def _fingerprint(model: TwoLevelModel, items: Sequence[Item]) -> str:
         for weight in [*frozen, head]:
             part = weight.detach().reshape(-1)
             sums = torch.stack([part.float().sum(), part.float().square().sum()]).double()
-            found.update(f"{tuple(weight.shape)} {sums.tolist()}".encode())
+            found.update(f"{tuple(weight.shape)} {weight.dtype} {sums.tolist()}".encode())
     return found.hexdigest()[:24]

@@ -21,10 +21,22 @@ class Tokens:
         Of both, one after the other.
     prompt_length
         How many of them are the prompt's.
+
+    Raises
+    ------
+    DatasetError
+        The prompt, or the response, has no token.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prompt_length < len(self.ids):
+            raise DatasetError(
+                f"prompt_length={self.prompt_length} of {len(self.ids)} tokens: a prompt and a "
+                "response need one token each"
+            )
 
     @property
     def response_length(self) -> int:

@@ -202,7 +202,7 @@ def adamw(leaves: Iterable[Tensor], options: PretrainingOptions) -> torch.optim.
         lr=options.lr,
         betas=options.betas,
         weight_decay=options.weight_decay,
-        fused=leaves[0].device.type == "cuda",
+        fused=leaves[0].device.type in ("cpu", "cuda"),
     )
 
 

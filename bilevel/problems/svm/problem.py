@@ -98,9 +98,9 @@ def svm_problem(
 
     Notes
     -----
-    Source: Jiang et al. 2024, arXiv:2406.10148, section 5. As a way to choose a classifier it has a
-    flaw: c has more entries than there are validation examples to fit it to, so that the better the
-    program is solved, the more it overfits.
+    Source: Jiang et al. 2024, arXiv:2406.10148, its experiment with support vector machines. As a
+    way to choose a classifier it has a flaw: c has more entries than there are validation examples
+    to fit it to, so that the better the program is solved, the more it overfits.
     """
     program = svm_program(train, validation, floor=floor)
     rows = torch.from_numpy(program.train_rows.copy())

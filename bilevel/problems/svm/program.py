@@ -67,7 +67,7 @@ class SVMProgram:
 
     Notes
     -----
-    Source: Jiang et al. 2024, arXiv:2406.10148, section 5 (support vector machine training).
+    Source: Jiang et al. 2024, arXiv:2406.10148, its experiment with support vector machines.
     """
 
     train_rows: Array

@@ -32,7 +32,8 @@ class PlanLimits:
     budget : float, optional
         Bound on the construction cost :math:`\sum_e c_e a_e`.
     least_share : float or array of shape (K,), optional
-        Least share of each pair's demand that is to travel by the network.
+        Least share of each pair's demand that is to travel by the network, in the order of
+        ``network.pairs``, which leaves out pairs without demand.
 
     Raises
     ------
@@ -162,5 +163,8 @@ def _spread(
 ) -> Array:
     array = np.asarray(default if value is None else value, dtype=np.float64)
     if array.ndim == 1 and len(array) != count:
-        raise OptionError(f"{name} has {len(array)} entries for {count} {things}")
+        raise OptionError(
+            f"{name} has {len(array)} entries for {count} {things}: expected one a row of "
+            f"network.{things}"
+        )
     return np.broadcast_to(array, (count,)).copy()

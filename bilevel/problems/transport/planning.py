@@ -26,7 +26,7 @@ from bilevel.solution import Solution
 from bilevel.solvers.blocc import BLOCC
 from bilevel.state import State
 
-#: The penalty with which every run ends: the two responses then differ by a few thousandths.
+#: The penalty towards which every run goes: the two responses then differ by a few thousandths.
 LAST_PENALTY = 500.0
 #: Shortfalls of a share, and excesses over a bound, that count as none.
 NEGLIGIBLE = 1e-6
@@ -101,7 +101,7 @@ def plan_network(
         Capacities to start from; by default a quarter of all demand, spread evenly over the links:
         scarce ones, since ample ones carry no toll that tells links apart.
     steps : int
-        Outer steps of a run of BLOCC, over which the penalty grows to 500.
+        Outer steps of a run of BLOCC, over which the penalty grows towards 500.
     first_penalties : sequence of float
         A run for each, from that penalty; the best is kept. Where the penalty is small, the leader
         has all but full say in the passengers' answer, so that runs forget the capacities they

@@ -15,7 +15,7 @@ is judged on validation data:
 
 with examples :math:`a_i` and labels :math:`t_i = \pm 1`. The constraints contain the upper
 variable: this is the program on which BLOCC was published (`arXiv:2406.10148
-<https://arxiv.org/abs/2406.10148>`_, section 5). The page reproduces the experiment, solves the
+<https://arxiv.org/abs/2406.10148>`_). The page reproduces the experiment, solves the
 program to its global optimum, and says what neither tells by itself: this is not a way to choose
 a classifier. That is on :ref:`the next page
 <sphx_glr_auto_examples_applications_plot_2_bilevel_svc.py>`.
@@ -222,8 +222,8 @@ plt.show()
 # -------------------------
 # At the certified optimum the lower objective no longer matters, and what remains is a fit to the
 # validation examples: the better the program is solved, the more it overfits. Measured on the
-# paper's data, diabetes with its 45 quadratic features, 500 training, 150 validation and 118 test
-# rows, by
+# paper's data, diabetes with its 45 quadratic features (the constant among them), 500 training, 150
+# validation and 118 test rows, by
 #
 # .. code-block:: sh
 #

@@ -142,7 +142,7 @@ compare(X, y, competitors)
 #
 # over the splits 0 to 9: test accuracy, the paired difference to ``GridSearchCV(LinearSVC)``, and
 # the median of the processor's milliseconds. ``BilevelSVC`` has its defaults; 44 and 27 features
-# are the polynomials of the original 8 and 2, and 60 of the 90 are noise.
+# are the polynomials, without a constant, of the original 8 and 2, and 60 of the 90 are noise.
 #
 # =======================  ==========  ===========  ================  =============  ========
 # data                     BilevelSVC  grid search  difference        BilevelSVC ms  grid ms
@@ -155,8 +155,9 @@ compare(X, y, competitors)
 # fourclass, 27            0.9972      0.9968       +0.0005 ± 0.0008  88             711
 # =======================  ==========  ===========  ================  =============  ========
 #
-# As accurate, or a little more, in at most a quarter of the time. On fourclass with 2 features,
-# which no line separates well, the loss matters more than how C is chosen: there the smoothed
+# Within the noise of the grid on four of six, better on two, in at most a quarter of the time. On
+# fourclass with 2 features, which no line separates well, the loss matters more than how C is
+# chosen: there the smoothed
 # mistakes as validation loss reach 0.7648, and a grid over ``SVC(kernel="linear")``, which has the
 # hinge loss, 0.7727.
 

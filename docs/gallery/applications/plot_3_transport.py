@@ -23,9 +23,10 @@ section 4.3).
 # %%
 # The network
 # -----------
-# The paper's nine nodes, bundled with the library. Your own comes from two tables
-# (:meth:`TransportNetwork.from_csv <bilevel.problems.transport.TransportNetwork.from_csv>`) or a
-# graph (``from_graph``, ``from_graphml``).
+# The paper's nine nodes, bundled with the library. Your own is
+# :class:`TransportNetwork(links, pairs) <bilevel.problems.transport.TransportNetwork>` of two
+# ``pandas`` tables with the columns that are printed below, or comes from files (``from_csv``,
+# ``from_graphml``) or a graph (``from_graph``).
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -273,7 +274,8 @@ plt.show()
 #   :math:`w_k m_k`. Unless all demands are one, as in the network of three nodes, its fixed point
 #   is that of no optimisation problem, and :math:`-\lambda` is not the gradient of :math:`v`;
 # - shares are confined to [0.01, 0.99], and responses end at loose tolerances;
-# - it keeps :math:`\gamma` at 3 or 4, where planned and true profit are far apart.
+# - it keeps :math:`\gamma` at 3 or 4 on the two larger networks, where planned and true profit are
+#   far apart.
 #
 # Here every passenger counts in every term.
 #

@@ -26,7 +26,8 @@ differentiated: what is followed is then not F's whole gradient, see below.)
 # A corpus
 # --------
 # Two minutes of speech by espeak-ng, of many voices that read the documentation of Python; those of
-# the test set are heard nowhere else. Phones and their times come for free.
+# the test set are heard nowhere else. Phones and their times come for free. (All of it is the
+# extra ``speech``.)
 import dataclasses
 
 import matplotlib.pyplot as plt
@@ -187,9 +188,9 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # %%
 # Results: what a step costs
 # --------------------------
-# The target view passes k of K = 7/10 of the layers once more, without a gradient where labels are
-# detached: counting the layers alone, 1.23 times a step of BEST-RQ, and 1.70 with the gradient. The
-# front end, the softmax and the optimiser are shared, so that the whole may be below that.
+# The target view passes the first k = 7 of K = 10 layers once more, without a gradient where labels
+# are detached: counting the layers alone, 1.23 times a step of BEST-RQ, and 1.70 with the gradient.
+# The front end, the softmax and the optimiser are shared, so that the whole may be below that.
 # Measured on the same batches (``benchmarks/birq_cost.py``: preset ``c2``, 64 crops of 12 s,
 # bfloat16, one NVIDIA H200, torch 2.11; the peak is 989 TFLOP/s):
 #
@@ -285,7 +286,7 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # The example's default run (``examples/birq_speech.py``, one seed: 20 minutes without labels and 5
 # with, 700 steps, 150 sentences to test on) takes some ten minutes of one CPU core, and is too
 # small for pretraining to pay: all intervals, over voices, overlap. A beam search of width 50 with
-# trigrams of phones, estimated from the labelled transcripts alone, takes 3.3 to 4.0 points off
+# trigrams of phones, estimated from the labelled transcripts alone, takes 3.4 to 4.0 points off
 # each arm; its weight .5 and its bonus of 1 a phone are the usual ones, and near the best on other
 # sentences of the training voices.
 #

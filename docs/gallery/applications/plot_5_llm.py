@@ -183,14 +183,14 @@ print(sorted(each.name for each in (folder / "adapter").iterdir()))
 # - ``--pack``, the default, packs; ``--no-pack`` pads. The losses are the same. On this corpus,
 #   batches of 16, packing takes 36 % off the time of a PBGD-Free step on a CPU
 #   (``benchmarks/llm_cost.py --records library --batch 16 --length 128``: 1.07 s in the place of
-#   1.66 s). It takes ``transformers`` 4.54 or later; where sequences would see one another, an
-#   error says so.
+#   1.66 s). Where sequences would see one another, an error says so.
 # - ``--compile`` compiles the backbone's layers, ``--gradient-checkpointing`` recomputes their
 #   activations; both go together, and with ``--shard``.
 #
 # Results: all methods in equal time
 # ----------------------------------
-# Seven methods on this model and corpus, 24 seconds of training each and then 6 of the head alone
+# Seven methods on this model and corpus (ALRIGHT, arXiv:2410.15483, takes a step on one of the two
+# losses, drawn anew each time), 24 seconds of training each and then 6 of the head alone
 # on further instructions ("post"), the learning rate (1e-3 or 3e-3) chosen on validation records,
 # scored on test records; mean ± standard deviation of three seeds. The losses are those of
 # held-out text in nats; before training they are .693 and 4.707. (One thread of an Intel Xeon,

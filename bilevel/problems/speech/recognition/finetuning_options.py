@@ -110,4 +110,8 @@ def _adamw(
     with_rates: list[dict[str, Any]] = [
         {"params": group, "lr": lr} for group, lr in zip(groups, rates, strict=True)
     ]
-    return torch.optim.AdamW(with_rates, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(
+        with_rates,
+        weight_decay=options.weight_decay,
+        fused=groups[0][0].device.type in ("cpu", "cuda"),
+    )
