@@ -16,6 +16,8 @@ from bilevel.problems.transport.network import TransportNetwork
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
+#: Entries of pairs' products that are formed at a time: what a processor's cache holds.
+_CACHED = 2**18
 
 
 class Shortest(NamedTuple):
@@ -180,7 +182,7 @@ class RouteLayout:
         """
         share, root = np.append(share, 0.0), np.append(np.sqrt(spread), 0.0)
         root_weight = np.sqrt(weight)[:, None]
-        values, begin = np.empty(len(self._cells)), 0
+        values, begin = self._values, 0
         for block in self._blocks:
             mean = share[block.routes][:, None, :] @ block.taken
             rows = np.concatenate([block.taken, mean], axis=1)
@@ -197,6 +199,11 @@ class RouteLayout:
         cells = np.bincount(self._cells, values, minlength=size * size)
         half = cells.astype(np.float64).reshape(size, size)
         return half + np.tril(half, -1).T
+
+    @cached_property
+    def _values(self) -> Array:
+        """Room for those entries: to ask for it anew costs as much as to fill it."""
+        return np.empty(len(self._cells))
 
     @cached_property
     def _cells(self) -> Index:
@@ -223,26 +230,25 @@ class RouteLayout:
         taken = np.zeros(int(size.sum()))
         row, column = owner - self.first[pair], place - begin[pair]
         taken[start[pair] + row * columns[pair] + column] = 1.0
+
+        def block(pairs: Index, high: int, wide: int) -> _Block:
+            route, at = np.arange(high), np.arange(wide)
+            real = at < width[pairs][:, None]
+            first, count = self.first[pairs][:, None], self.count[pairs][:, None]
+            places = start[pairs][:, None] + np.arange(high * wide)
+            return _Block(
+                pairs=pairs,
+                routes=np.where(route < count, first + route, len(self.local)),
+                links=link[np.where(real, begin[pairs][:, None] + at, 0)],
+                taken=taken[places].reshape(-1, high, wide),
+            )
+
         blocks = []
         shapes, shape = np.unique(rows * (links + 4) + columns, return_inverse=True)
         for number, (high, wide) in enumerate(zip(*np.divmod(shapes, links + 4), strict=True)):
-            pairs = np.flatnonzero(shape == number)
-            route, at = np.arange(high), np.arange(wide)
-            real = at < width[pairs][:, None]
-            blocks.append(
-                _Block(
-                    pairs=pairs,
-                    routes=np.where(
-                        route < self.count[pairs][:, None],
-                        self.first[pairs][:, None] + route,
-                        len(self.local),
-                    ),
-                    links=link[np.where(real, begin[pairs][:, None] + at, 0)],
-                    taken=taken[start[pairs][:, None] + np.arange(high * wide)].reshape(
-                        -1, high, wide
-                    ),
-                )
-            )
+            alike = np.flatnonzero(shape == number)
+            parts = np.array_split(alike, -(-len(alike) * wide**2 // _CACHED))
+            blocks += [block(pairs, high, wide) for pairs in parts]
         return blocks
 
 
