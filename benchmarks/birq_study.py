@@ -19,6 +19,7 @@ import multiprocessing
 import time
 import traceback
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -353,35 +354,40 @@ def tables(results: list[dict], out: Path) -> None:
 
 
 def error_table(results: list[dict]) -> pd.DataFrame:
-    """Phone error rates, means over the seeds, and paired differences from the first two arms.
+    """Phone error rates, and paired differences from the first two arms over the common seeds.
 
     Intervals draw sentences; the errors of the seeds on a sentence are drawn together.
     """
-    counted: dict[tuple, list[ErrorCounts]] = {}
+    counts: dict[tuple, dict[int, ErrorCounts]] = {}
     for each in results:
         for rates, decoders in each.get("phone_errors", {}).items():
             for decoder, errors in decoders.items():
-                counts = ErrorCounts(np.array(errors), np.array(each["phones"]))
-                counted.setdefault((each["study"], rates, decoder, each["arm"]), []).append(counts)
-    summed = {
-        key: ErrorCounts(sum(each.errors for each in runs), sum(each.lengths for each in runs))
-        for key, runs in counted.items()
-    }
+                by_seed = counts.setdefault((each["study"], rates, decoder, each["arm"]), {})
+                by_seed[each["seed"]] = ErrorCounts(np.array(errors), np.array(each["phones"]))
     rows = []
-    for (study, rates, decoder, arm), all_seeds in summed.items():
-        seeds = [float(each.rate().value) for each in counted[study, rates, decoder, arm]]
-        rate = all_seeds.rate()
+    for (study, rates, decoder, arm), by_seed in counts.items():
+        rate = together(by_seed, by_seed).rate()
+        seeds = [float(each.rate().value) for each in by_seed.values()]
         row = {"arm": arm, "rates": rates, "decoder": decoder, "seeds": len(seeds),
                "rate": rate.value, "std": np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan,
                "low": rate.low, "high": rate.high}  # fmt: skip
         for other in ("scratch", "BEST-RQ"):
-            reference = counted.get((study, rates, decoder, other), [])
-            if other != arm and len(reference) == len(seeds):
-                found = all_seeds.minus(summed[study, rates, decoder, other])
+            reference = counts.get((study, rates, decoder, other), {})
+            common = by_seed.keys() & reference.keys()
+            if other != arm and common:
+                found = together(by_seed, common).minus(together(reference, common))
                 name = f"minus {other}"
                 row |= {name: found.value, f"{name}, low": found.low, f"{name}, high": found.high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def together(by_seed: dict[int, ErrorCounts], seeds: Collection[int]) -> ErrorCounts:
+    """Sums over these seeds, by sentence."""
+    return ErrorCounts(
+        np.sum([by_seed[seed].errors for seed in seeds], axis=0),
+        np.sum([by_seed[seed].lengths for seed in seeds], axis=0),
+    )
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def test_the_study_compares_arms_sentence_by_sentence(monkeypatch):
                 "phone_errors": {"0.01 0.002 60": {"greedy": errors}}}  # fmt: skip
 
     results = [run("scratch", 0, [5, 11]), run("scratch", 1, [5, 15]),
-               run("BEST-RQ", 0, [4, 10]), run("BEST-RQ", 1, [4, 14])]  # fmt: skip
+               run("BEST-RQ", 0, [4, 10]), run("BEST-RQ", 1, [4, 14]),
+               run("BiRQ", 1, [3, 13])]  # fmt: skip
     table = birq_study.error_table(results).set_index("arm")
     assert table.loc["scratch", "rate"] == pytest.approx(36 / 80)
     assert table.loc["scratch", "std"] == pytest.approx(np.std([16 / 40, 20 / 40], ddof=1))
@@ -136,3 +137,5 @@ def test_the_study_compares_arms_sentence_by_sentence(monkeypatch):
     assert best_rq["minus scratch"] == pytest.approx(-4 / 80)
     assert best_rq["minus scratch, low"] == pytest.approx(-2 / 20)
     assert best_rq["minus scratch, high"] == pytest.approx(-2 / 60)
+    assert table.loc["BiRQ", "seeds"] == 1
+    assert table.loc["BiRQ", "minus BEST-RQ"] == pytest.approx(-2 / 40)  # of the common seed
