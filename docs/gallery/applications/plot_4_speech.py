@@ -278,7 +278,7 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # Pretraining pays: BEST-RQ takes .023 of error off its absence (interval of the paired difference
 # .015 to .030; with the language model .027, .019 to .034), BiRQ .028 (.021 to .034; .029, .022 to
 # .035). Between the pretrained arms nothing is certain: BiRQ minus BEST-RQ is -.005 (-.011 to .001)
-# at equal steps and -.002 (-.008 to .004) at equal compute, with the language model -.002 and -.003,
+# at equal steps and -.002 (-.008 to .004) at equal compute (with the language model -.002, -.003),
 # and relabelling is level with BiRQ. An earlier run of three seeds, before small changes of
 # fine-tuning, had BiRQ .004 worse: so much is chance. Its codes stayed alive: the ratio of
 # perplexities ended at 1.19 to 1.29, and never fell below .93. The published gain is that of models
