@@ -16,7 +16,7 @@ and AMI trees, YODAS shards, NeMo, SpeechBrain and Lhotse manifests, or any fold
 Error rates are of greedy decoding, and of beam search with an n-gram language model over phones or
 words: that of --lm, an ARPA file, or one estimated from the transcripts of the labelled speech.
 
-As it stands this takes some ten minutes on one CPU core, and 11 MB an arm below --out. relabel
+As it stands this takes some ten minutes on two CPU cores, and 11 MB an arm below --out. relabel
 without best-rq first trains the encoder that it labels by, which its time includes.
 
     python examples/birq_speech.py

@@ -293,17 +293,17 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # Results: with a language model
 # ------------------------------
 # The example's default run (``examples/birq_speech.py``, one seed: 20 minutes without labels and 5
-# with, 700 steps, 150 sentences to test on) takes some ten minutes of one CPU core, and is too
-# small for pretraining to pay: all intervals, over voices, overlap. A beam search of width 50 with
-# trigrams of phones, estimated from the labelled transcripts alone, takes 3.4 to 4.0 points off
-# each arm; its weight .5 and its bonus of 1 a phone are the usual ones, and near the best on other
-# sentences of the training voices.
+# with, 700 steps, 150 sentences to test on) took seven minutes on two virtual cores of an AMD EPYC,
+# and is too small for pretraining to pay: BiRQ and BEST-RQ end behind their absence, within
+# intervals, over voices, that overlap. A beam search of width 50 with trigrams of phones, estimated
+# from the labelled transcripts alone, takes 2.5 to 3.9 points off each arm; its weight .5 and its
+# bonus of 1 a phone are the usual ones, and near the best on other sentences of training voices.
 #
 # ===============  ======  ============  =========  ============
 # \                greedy  95 %          beam, LM   95 %
 # ===============  ======  ============  =========  ============
-# no pretraining   .398    .362 to .436  .364       .330 to .400
-# BEST-RQ          .411    .380 to .443  .377       .347 to .409
-# BiRQ             .410    .378 to .443  .370       .341 to .401
-# relabelled       .422    .387 to .459  .382       .348 to .415
+# no pretraining   .397    .360 to .434  .362       .329 to .400
+# BEST-RQ          .418    .385 to .451  .388       .354 to .423
+# BiRQ             .427    .396 to .459  .388       .356 to .423
+# relabelled       .443    .413 to .475  .418       .390 to .449
 # ===============  ======  ============  =========  ============
