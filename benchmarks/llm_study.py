@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import platform
 import time
@@ -113,8 +112,7 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         corpus = library_corpus(args.records, args.records, 300)
-        content = hashlib.sha256("\n".join(corpus.texts).encode()).hexdigest()[:8]
-        self.base = args.out / f"base-{args.base_steps}-{content}"
+        self.base = args.out / f"base-{args.base_steps}-{corpus.digest}"
         _, tokenizer = small_base(
             self.base, corpus.texts, steps=args.base_steps, device=args.device
         )

@@ -48,9 +48,10 @@ class Evaluation:
         self._graph_of = {*graph_of, "both"} if graph_of else set()
         self._features: dict[str, Any] = {}
         self._f_alone: Tensor | None = None
-        self._recorded: dict[str, Tensor] = {}
-        #: Those of all of a step's micro-batches, in their order.
-        self.micro_batches: list[Evaluation] = [self]
+        # What all micro-batches of the step recorded; they do not hold one another, lest features
+        # stay in memory until the garbage collector comes by.
+        self._recorded: dict[str, dict[int, Tensor]] = {}
+        self._number, self._count = 0, 1
         #: Whether f was seen to depend on x or y, and g on y.
         self.upper_depends = self.lower_depends = False
 
@@ -126,9 +127,10 @@ class Evaluation:
 
     def record(self, name: str, value: Tensor) -> None:
         """Put a value into the step's record: once all micro-batches have one, their mean."""
-        self._recorded[name] = value.detach()
-        if self is self.micro_batches[-1]:
-            found = [each._recorded[name] for each in self.micro_batches]
+        values = self._recorded.setdefault(name, {})
+        values[self._number] = value.detach()
+        if self._number == self._count - 1:
+            found = [*values.values()]
             self.state.record[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
 
     def record_upper(self) -> None:
@@ -257,6 +259,6 @@ def accumulate(
 def as_micro_batches(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     """Make them parts of one step."""
     found = list(evaluations)
-    for each in found:
-        each.micro_batches = found
+    for number, each in enumerate(found):
+        each._number, each._count, each._recorded = number, len(found), found[0]._recorded
     return found

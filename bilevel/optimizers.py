@@ -55,6 +55,11 @@ def make_scheduler(
     return scheduler
 
 
+def has_fused_steps(leaf: Tensor) -> bool:
+    """Whether torch's optimisers take ``fused=True`` for leaves like this one."""
+    return leaf.device.type in ("cpu", "cuda")
+
+
 def take_step(level: Level, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
     """Move the leaves along their gradients, and back into their domains."""
     if clip_norm is not None:

@@ -238,7 +238,7 @@ def read_source(args: argparse.Namespace) -> tuple[SpeechSource, list[Utterance]
         source = dataclasses.replace(StoredSpeech.read(corpus), batch_size=args.batch)
         return source.to(args.device), corpus.labelled
     train, labelled, test = (
-        [] if place is None else read_corpus(Path(place), format=args.format)
+        [] if place is None else read_corpus(place, format=args.format)
         for place in (args.data, args.labelled, args.test)
     )
     source = StreamedSpeech(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from bilevel.errors import DatasetError, OptionError
 from bilevel.extras import require
 from bilevel.problems.llm import (
     Instruction,
+    LibraryCorpus,
     Preference,
     TwoLevelModel,
     library_corpus,
@@ -39,26 +39,29 @@ class Data:
     def read(cls, args: argparse.Namespace) -> Data:
         if args.sft_data is None:
             corpus = library_corpus(args.records, args.records, args.test_records)
-            parts = {"preferences": corpus.preferences, "instructions": corpus.instructions,
-                     "later instructions": corpus.later_instructions,
-                     "held-out preferences": corpus.test_preferences,
-                     "held-out instructions": corpus.test_instructions}  # fmt: skip
-            base = args.model or pretrained_base(args, corpus.texts)
+            parts = [
+                ("preferences", corpus.preferences),
+                ("instructions", corpus.instructions),
+                ("later instructions", corpus.later_instructions),
+                ("held-out preferences", corpus.test_preferences),
+                ("held-out instructions", corpus.test_instructions),
+            ]
+            base = args.model or pretrained_base(args, corpus)
         else:
-            base = args.model or pretrained_base(args, library_corpus(1, 1, 1).texts)
+            base = args.model or pretrained_base(args, library_corpus(1, 1, 1))
             size, tests = args.records, args.test_records
             preferences = own_records(args, Preference, args.preference_data, size + tests)
             instructions = own_records(args, Instruction, args.sft_data, 2 * size + tests)
             prefers, instructs = args.preference_data, args.sft_data
-            parts = {
-                f"{prefers} from record 1 on": preferences[:size],
-                f"{instructs} from record 1 on": instructions[:size],
-                f"{instructs} from record {size + 1} on": instructions[size : 2 * size],
-                f"{prefers} from record {size + 1} on": preferences[size:],
-                f"{instructs} from record {2 * size + 1} on": instructions[2 * size :],
-            }
+            parts = [
+                (f"{prefers} from record 1 on", preferences[:size]),
+                (f"{instructs} from record 1 on", instructions[:size]),
+                (f"{instructs} from record {size + 1} on", instructions[size : 2 * size]),
+                (f"{prefers} from record {size + 1} on", preferences[size:]),
+                (f"{instructs} from record {2 * size + 1} on", instructions[2 * size :]),
+            ]
         tokenizer = from_pretrained("AutoTokenizer", base)
-        return cls(str(base), *(tokenized(args, tokenizer, *part) for part in parts.items()))
+        return cls(str(base), *(tokenized(args, tokenizer, *part) for part in parts))
 
     def model(self, args: argparse.Namespace, seed: int) -> TwoLevelModel:
         dtype = torch.bfloat16 if args.bf16 else torch.float32
@@ -99,15 +102,14 @@ def tokenized(args: argparse.Namespace, tokenizer, name: str, records: list) -> 
     return items
 
 
-def pretrained_base(args: argparse.Namespace, texts) -> Path:
+def pretrained_base(args: argparse.Namespace, corpus: LibraryCorpus) -> Path:
     """The small model of this --out, trained where it is not there yet."""
-    content = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
-    folder = args.out / f"base-{args.family}-{args.base_steps}-{content}"
+    folder = args.out / f"base-{args.family}-{args.base_steps}-{corpus.digest}"
     if rank() == 0 and not (folder / "config.json").is_file():
         print(f"pretraining the small model: {args.base_steps} steps", flush=True)
     first_then_others(
         lambda: small_base(
-            folder, texts, family=args.family, steps=args.base_steps, device=args.device
+            folder, corpus.texts, family=args.family, steps=args.base_steps, device=args.device
         )
     )
     return folder

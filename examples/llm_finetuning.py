@@ -84,6 +84,7 @@ def main() -> None:
         data = Data.read(args)
         if args.targets:
             data.model(args, args.seed)
+        gather(None)  # all have read what is written now
         if rank() == 0:
             write_configuration(args.out, args, name)
             for method, seed in arms if not args.resume else ():  # nothing of another run stays
@@ -106,11 +107,8 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = parser.add_argument_group("model and data").add_argument
-    data(
-        "--model",
-        type=file_or_name,
-        help="name or folder of a causal language model (default: a small one)",
-    )
+    data("--model", type=file_or_name,
+         help="name or folder of a causal language model (default: a small one)")  # fmt: skip
     data("--family", choices=("llama", "gpt_neox"), default="llama",
          help="of the small model (default: %(default)s)")  # fmt: skip
     data("--base-steps", type=int, default=400,
@@ -202,7 +200,7 @@ def begin_anew(folder: Path, stage: str) -> None:
     if stage != "post-sft":
         shutil.rmtree(folder, ignore_errors=True)
     elif result.is_file():
-        numbers = json.loads(result.read_text())
+        numbers = read_result(folder)
         numbers.pop("post", None)
         write_json(result, numbers)
         for each in folder.glob("post-sft*"):
@@ -216,7 +214,7 @@ def run_arm(args: argparse.Namespace, data: Data, method: str, seed: int) -> Non
     numbers = {"method": method, "seed": seed}
     if result.is_file() and (args.resume or args.stage == "post-sft"):
         require_same_run(folder, args, FREE | OF_THE_HEAD)
-        numbers = json.loads(result.read_text())
+        numbers = read_result(folder)
     if args.resume and "trained" in numbers and ("post" in numbers or args.stage == "train"):
         return
     gather(None)  # all have read the result that may be written now
@@ -281,6 +279,10 @@ def save(model: TwoLevelModel, folder: Path, args, data: Data, numbers: dict) ->
     (folder / "README.md").write_text(card)
 
 
+def read_result(folder: Path) -> dict:
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
 def write_result(folder: Path, args, numbers: dict) -> None:
     if rank() == 0:
         write_configuration(folder, args)
@@ -298,16 +300,16 @@ def report(args: argparse.Namespace) -> None:
     folders = []
     for method in METHODS:
         for folder in sorted(args.out.glob(f"{method}-seed[0-9]*")):
-            if not (folder / "result.json").is_file() or not folder.name[-1].isdecimal():
-                continue
+            seed = folder.name.rpartition("-seed")[2]
+            if not (seed.isdecimal() and (folder / "result.json").is_file()):
+                continue  # also a copy that somebody keeps there
             try:
                 require_same_run(folder, args, FREE | OF_THE_HEAD)
             except OptionError as error:
                 print(f"left out: {error}")
                 continue
-            numbers = json.loads((folder / "result.json").read_text())
-            methods.setdefault(method, []).append(numbers)
-            folders.append((method, numbers["seed"], folder))
+            methods.setdefault(method, []).append(read_result(folder))
+            folders.append((method, int(seed), folder))
     summary = {"model": args.model or f"small {args.family}", "device": args.device,
                "methods": methods}  # fmt: skip
     write_json(args.out / "summary.json", summary)

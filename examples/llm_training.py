@@ -128,12 +128,14 @@ class Trainer:
             diagnostics = ResponseDiagnostics(
                 self.model, *sample, args.penalty, lr=args.head_lr, beta=args.beta, every=1
             )
-        every = args.evaluate_every or max(1, steps // 10)
-        observer = Observer(self, table, steps, every, diagnostics, diagnosed)
-        callbacks = [observer, Checkpoint(checkpoint, every=every)]
+        what = (self, table, diagnostics, diagnosed)
         if budget:
-            observer = TimedObserver(self, table, budget, checkpoint, diagnostics, diagnosed)
+            observer = TimedObserver(*what, budget=budget, checkpoint=checkpoint)
             callbacks = [observer]
+        else:
+            every = args.evaluate_every or max(1, steps // 10)
+            observer = SteppedObserver(*what, steps=steps, every=every)
+            callbacks = [observer, Checkpoint(checkpoint, every=every)]
         if args.tensorboard:
             callbacks.append(TensorBoard(self.folder / "tensorboard" / name))
         resumed = args.resume and checkpoints.exists(checkpoint)
@@ -150,13 +152,12 @@ class Trainer:
 
 
 class Observer(Callback):
-    """Held-out losses and diagnostics along a run of so many steps: their time does not count."""
+    """Held-out losses and diagnostics along a run: their time does not count."""
 
     def __init__(
-        self, trainer: Trainer, table: Path, steps: int, every: int,
-        diagnostics: ResponseDiagnostics | None, diagnosed: int,
-    ) -> None:  # fmt: skip
-        self.trainer, self.table, self.steps, self.every = trainer, table, steps, every
+        self, trainer: Trainer, table: Path, diagnostics: ResponseDiagnostics | None, diagnosed: int
+    ) -> None:
+        self.trainer, self.table = trainer, table
         self.diagnostics, self.diagnosed = diagnostics, diagnosed
         self.rows: list[dict] = []
         self.lost = 0.0
@@ -187,11 +188,6 @@ class Observer(Callback):
         self.tokens = tokens
         self.lost += time.perf_counter() - began
 
-    def on_step(self, run) -> None:
-        if run.state.step % self.every == 0:
-            self._measure(run)
-        self._diagnose(run, run.state.step / self.steps)
-
     def on_end(self, run) -> None:
         if not run.failed and self.rows[-1]["step"] != run.state.step:
             self._measure(run)
@@ -217,18 +213,28 @@ class Observer(Callback):
                 write_csv(self.table, pd.DataFrame(self.rows))
 
 
-class TimedObserver(Observer):
-    """Ends the run when its seconds are over; scores and checkpoints come with each tenth."""
+class SteppedObserver(Observer):
+    """Looks at a run of so many steps every so often."""
 
-    def __init__(
-        self, trainer: Trainer, table: Path, budget: float, checkpoint: Path,
-        diagnostics: ResponseDiagnostics | None, diagnosed: int,
-    ) -> None:  # fmt: skip
-        super().__init__(trainer, table, 0, 0, diagnostics, diagnosed)
-        self.budget, self.checkpoint = budget, checkpoint
+    def __init__(self, *what, steps: int, every: int) -> None:
+        super().__init__(*what)
+        self.steps, self.every = steps, every
 
     def on_step(self, run) -> None:
-        """Nothing: the clock is asked where a record waits for the device anyway."""
+        if run.state.step % self.every == 0:
+            self._measure(run)
+        self._diagnose(run, run.state.step / self.steps)
+
+
+class TimedObserver(Observer):
+    """Ends the run when its seconds are over; scores and checkpoints come with each tenth.
+
+    The clock is asked with the records, which wait for the device anyway.
+    """
+
+    def __init__(self, *what, budget: float, checkpoint: Path) -> None:
+        super().__init__(*what)
+        self.budget, self.checkpoint = budget, checkpoint
 
     def on_log(self, run, record) -> bool:
         used = gather(run.seconds - self.lost)[0] / self.budget  # one clock for all

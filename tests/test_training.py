@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+import weakref
 from functools import partial
 
 import numpy as np
@@ -151,6 +152,33 @@ each_method = pytest.mark.parametrize("solver", METHODS.values(), ids=METHODS.ke
 
 
 class TestBatches:
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_step_leaves_no_features_behind(self, count):
+        """What they hold on a GPU must not wait for the garbage collector."""
+        made = []
+
+        def features(x, batch):
+            made.append(torch.ones(3) * x)
+            return made[-1]
+
+        problem = BilevelProblem(
+            features=features,
+            upper=lambda h, y, batch: (h + y).square().sum(),
+            lower=lambda h, y, batch: (h - y).square().sum(),
+        )
+        solver = PBGDFree(penalty=PENALTY, accumulate=count, **RATES)
+        state = solver.init(problem, torch.ones(3), torch.zeros(3))
+        batches = [torch.zeros(1)] * count if count > 1 else torch.zeros(1)
+        gc.disable()
+        try:
+            solver.step(problem, state, batches, batches)
+            kept = [weakref.ref(each) for each in made]
+            made.clear()
+            assert kept
+            assert all(each() is None for each in kept)
+        finally:
+            gc.enable()
+
     @each_method
     def test_accumulated_micro_batches_are_the_full_batch(self, solver):
         def halved(full):

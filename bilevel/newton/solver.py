@@ -115,11 +115,11 @@ def _failure(outcome: Outcome, tolerance: float) -> str:
     causes = {
         "limit": "ran out of iterations (raise max_iterations, or start closer)",
         "divergent": "met multipliers that grow without bound (the feasible set may have no "
-        "interior; relax the constraints a little, or relax with Exact(elastic=...))",
+        "interior; relax the constraints a little, or take Exact(elastic=...))",
         "stalled": "found no step that lessens its merit function (check that the derivatives "
         "match the values; loosen the tolerance if the functions are only evaluated to it)",
         "inconsistent": "met constraints whose linearisation has no solution (start closer to the "
-        "feasible set, or relax with Exact(elastic=...))",
+        "feasible set, or take Exact(elastic=...))",
     }
     return (
         f"Newton's method {causes[outcome.stop]} after {outcome.iterations} iterations: "

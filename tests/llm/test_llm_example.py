@@ -116,6 +116,17 @@ def test_nothing_is_removed_before_all_is_checked(finished, inputs, options, mes
     assert (out / "config.json").read_bytes() == before
 
 
+def test_one_file_may_hold_both_kinds_of_records(inputs, tmp_path):
+    rows = [
+        {**vars(preference), "response": instruction.response}
+        for preference, instruction in zip(PREFERENCES * 2, INSTRUCTIONS * 2, strict=True)
+    ]
+    file = tmp_path / "both.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [*inputs, "--preference-data", file, "--sft-data", file, "--stage", "train"]
+    assert "dpo" in run(*options, "--method", "dpo", "--out", tmp_path / "out")
+
+
 def test_arms_of_other_options_are_not_this_run_s(finished, inputs, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)

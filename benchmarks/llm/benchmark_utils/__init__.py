@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +42,7 @@ class Task:
         """The embedded model and corpus; the model is pretrained once, then read from disk."""
         logging.disable_progress_bar()
         corpus = library_corpus(records, records, tests)
-        content = hashlib.sha256("\n".join(corpus.texts).encode()).hexdigest()[:8]
-        base = CACHE / f"base-{base_steps}-{content}"
+        base = CACHE / f"base-{base_steps}-{corpus.digest}"
         model, tokenizer = small_base(base, corpus.texts, steps=base_steps)
         parts = (corpus.preferences, corpus.instructions, corpus.test_preferences,
                  corpus.test_instructions)  # fmt: skip

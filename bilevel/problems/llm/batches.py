@@ -177,6 +177,7 @@ class TokenLoader:
                 f" {(len(items), len(items[0]))}"
             )
         self.items = items
+        self._tokens = np.array([sum(each.response_length for each in item) for item in items])
         self.batch_size = batch_size
         self.seed = seed
         self.reference = reference
@@ -211,12 +212,10 @@ class TokenLoader:
         size = self.batch_size * self.world
         for number in range(first, len(self)):
             batch = self._batch(order[number * size : (number + 1) * size][self.rank :: self.world])
-            together = self.accumulate * self.world
-            if self.seed is not None and together > 1:
+            if self.seed is not None:
                 begin = number // self.accumulate * self.accumulate * size
-                step = order[begin : begin + self.accumulate * size]
-                total = sum(each.response_length for each in self._sequences(step))
-                batch = replace(batch, count=total / together)
+                total = self._tokens[order[begin : begin + self.accumulate * size]].sum()
+                batch = replace(batch, count=float(total) / (self.accumulate * self.world))
             yield batch.to(self.device)
 
     def _batch(self, own: Any) -> TokenBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import sysconfig
 import warnings
@@ -66,6 +67,11 @@ class LibraryCorpus:
     preferences: tuple[Preference, ...]
     test_instructions: tuple[Instruction, ...]
     test_preferences: tuple[Preference, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of ``texts``: it tells apart the folders of models that were pretrained on others."""
+        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()[:8]
 
 
 def library_corpus(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bilevel.callbacks import Callback, Record
 from bilevel.checkpoints import require_same_settings
+from bilevel.optimizers import has_fused_steps
 from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problem import BilevelProblem
 from bilevel.problems.speech.codes import CodeMonitor
@@ -202,7 +203,7 @@ def adamw(leaves: Iterable[Tensor], options: PretrainingOptions) -> torch.optim.
         lr=options.lr,
         betas=options.betas,
         weight_decay=options.weight_decay,
-        fused=leaves[0].device.type in ("cpu", "cuda"),
+        fused=has_fused_steps(leaves[0]),
     )
 
 

@@ -241,6 +241,7 @@ class RouteLayout:
                 routes=np.where(route < count, first + route, len(self.local)),
                 links=link[np.where(real, begin[pairs][:, None] + at, 0)],
                 taken=taken[places].reshape(-1, high, wide),
+                triangle=np.flatnonzero(np.tri(wide, dtype=bool)),
             )
 
         blocks = []
@@ -255,16 +256,12 @@ class RouteLayout:
 class _Block(NamedTuple):
     """Pairs with at most R routes over at most n links: what is missing takes, and is taken, never.
 
-    ``pairs`` (B,), their ``routes`` (B, R) and ``links`` (B, n), increasing, and which take which
-    (B, R, n).
+    ``pairs`` (B,), their ``routes`` (B, R) and ``links`` (B, n), increasing, which take which
+    (B, R, n), and the places of the lower triangle in a flat (n, n) matrix.
     """
 
     pairs: Index
     routes: Index
     links: Index
     taken: Array
-
-    @property
-    def triangle(self) -> Index:
-        """Places of the lower triangle in a flat (n, n) matrix."""
-        return np.flatnonzero(np.tri(self.links.shape[1], dtype=bool))
+    triangle: Index

@@ -294,8 +294,8 @@ print(f"phone error rate, searched: {heard.beam.errors.rate()}")
 # ------------------------------
 # The example's default run (``examples/birq_speech.py``, one seed: 20 minutes without labels and 5
 # with, 700 steps, 150 sentences to test on) took seven minutes on two virtual cores of an AMD EPYC,
-# and is too small for pretraining to pay: BiRQ and BEST-RQ end behind their absence, within
-# intervals, over voices, that overlap. A beam search of width 50 with trigrams of phones, estimated
+# and is too small for pretraining to pay: without it errors are fewest, though all intervals, over
+# voices, overlap. A beam search of width 50 with trigrams of phones, estimated
 # from the labelled transcripts alone, takes 2.5 to 3.9 points off each arm; its weight .5 and its
 # bonus of 1 a phone are the usual ones, and near the best on other sentences of training voices.
 #

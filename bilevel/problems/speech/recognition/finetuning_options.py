@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import OptionError
+from bilevel.optimizers import has_fused_steps
 from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problems.speech.recognition.augmentation import SpecAugment
 from bilevel.solvers import PBGDFree
@@ -110,8 +111,5 @@ def _adamw(
     with_rates: list[dict[str, Any]] = [
         {"params": group, "lr": lr} for group, lr in zip(groups, rates, strict=True)
     ]
-    return torch.optim.AdamW(
-        with_rates,
-        weight_decay=options.weight_decay,
-        fused=groups[0][0].device.type in ("cpu", "cuda"),
-    )
+    fused = has_fused_steps(groups[0][0])
+    return torch.optim.AdamW(with_rates, weight_decay=options.weight_decay, fused=fused)
