@@ -297,23 +297,23 @@ plt.show()
 # ------------
 # Random planar networks with a demand between all pairs of nodes: 60 DC steps, γ from 1 to 500,
 # responses to 1e-7, seed 0 (``benchmarks/transport_scaling.py``; one thread of an AMD EPYC that had
-# other work beside, torch 2.13; memory is what a run adds to its imports).
+# nothing else to do, torch 2.13; memory is what a run adds to its imports).
 #
-# =====  =====  =====  ===========  ==========  ============  ==============  ===========
-# nodes  links  pairs  step, CPU s  run, CPU s  memory / GiB  planned profit  true profit
-# =====  =====  =====  ===========  ==========  ============  ==============  ===========
-# 25     104    600    .057         3.4         .027          369.8           367.4
-# 50     220    2,450  .23          16.6        .041          801.4           794.2
-# 100    456    9,900  2.4          160         .15           1838.2          1825.5
-# =====  =====  =====  ===========  ==========  ============  ==============  ===========
+# =====  =====  ======  ===========  ==========  ============  ==============  ===========
+# nodes  links  pairs   step, CPU s  run, CPU s  memory / GiB  planned profit  true profit
+# =====  =====  ======  ===========  ==========  ============  ==============  ===========
+# 25     104    600     .023         1.4         .028          369.8           367.4
+# 50     220    2,450   .10          7.1         .041          801.4           794.2
+# 100    456    9,900   1.2          84          .16           1838.2          1825.5
+# 200    936    39,800  9.9          1,071       1.1           3577.4          3557.9
+# =====  =====  ======  ===========  ==========  ============  ==============  ===========
 #
 # .. figure:: /_static/transport_scaling.svg
 #    :alt: log-log plots of the time of a step and of a run, and of memory, against the nodes
 #    :width: 100%
 #
 # The true profit leaves out links for less than a thousandth of a pair's mean demand: noise of that
-# tolerance. With 200 nodes (39,800 pairs) the first 16 of the 60 steps took 40 CPU seconds each,
-# and later ones take longer: such a run was not finished.
+# tolerance. Flows towards each destination would be 187,200 variables with 200 nodes.
 #
 # Seville's metro
 # ---------------
