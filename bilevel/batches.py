@@ -74,13 +74,16 @@ class BatchStream:
         self.position += 1
         return True
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, skipped: int = 0) -> None:
         self._random = _random_state(self.loader)
         for owner in (self.loader, getattr(self.loader, "sampler", None)):
             set_epoch = getattr(owner, "set_epoch", None)
             if set_epoch is not None:  # DistributedSampler shuffles by epoch
                 set_epoch(self.epoch)
+        if skipped:
+            self.loader.skip(skipped)  # type: ignore[attr-defined]
         self._iterator = iter(self.loader)
+        self.position = skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position, and the random states at the epoch's begin and now."""
@@ -105,17 +108,13 @@ class BatchStream:
             if saved["begin"] is not None:
                 set_random_state(saved["begin"]["global"])
                 self._set_generators(saved["begin"]["generators"])
-            self._begin_epoch()
-            self._skip(saved["position"])
+            self._go_to(saved["position"])
         self._set_generators(saved["generators"])
         set_random_state(found)
 
-    def _skip(self, count: int) -> None:
-        skip = getattr(self.loader, "skip", None)
-        if skip is not None:  # all but the last, on which a finished run is judged
-            skip(count - 1)
-            self._iterator = iter(self.loader)
-            self.position = count - 1
+    def _go_to(self, count: int) -> None:
+        # All but the last, on which a finished run is judged, need not be made.
+        self._begin_epoch(skipped=count - 1 if hasattr(self.loader, "skip") else 0)
         while self.position < count:
             if not self._advance():
                 raise CheckpointError(

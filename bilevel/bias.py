@@ -12,8 +12,8 @@ from bilevel.errors import NotApplicableError
 from bilevel.evaluation import Evaluation
 from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import Response
-from bilevel.state import State, Track
+from bilevel.responses.base import Response, fresh_track
+from bilevel.state import State
 
 #: Updates of an approximate response that stand in for the original response.
 _APPROXIMATE_UPDATES = 100
@@ -78,8 +78,7 @@ def gradient_parts(
     with state.lower.frozen():
         kept = gradient(evaluation.upper(through_x=True), state.upper.leaves)
     _, slope_perturbed = lagrangian(evaluation, state.perturbed)
-    track = Track()
-    response.start(problem, state, track)
+    track = fresh_track(response, problem, state)
     try:
         for _ in range(1 if response.exact else _APPROXIMATE_UPDATES):
             response.update(problem, state, track, 0.0, [evaluation])

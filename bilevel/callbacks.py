@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bilevel.distributed import rank
 from bilevel.errors import OptionError
 from bilevel.extras import require
-from bilevel.options import accepts, check_count
+from bilevel.options import accepts, check_count, check_nonnegative
 
 if TYPE_CHECKING:
     from bilevel.solvers.loop import Run
@@ -78,6 +78,7 @@ class EarlyStopping(Callback):
         mode: str = "min",
     ) -> None:
         check_count("patience", patience)
+        check_nonnegative("min_delta", min_delta)
         if mode not in ("min", "max"):
             raise OptionError(f"mode={mode!r}, expected 'min' or 'max'")
         self._sign = 1.0 if mode == "min" else -1.0
@@ -120,14 +121,15 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         if rank() == 0:
-            self._writer = SummaryWriter(str(self.directory), purge_step=run.state.step + 1)
+            step = _step_of_all(run, run.state.step)
+            self._writer = SummaryWriter(str(self.directory), purge_step=step + 1)
 
     def on_log(self, run: Run, record: Record) -> bool | None:
         """Write the record."""
         if self._writer is not None:
             for name, value in record.items():
                 if name != "step":
-                    self._writer.add_scalar(name, value, int(record["step"]))
+                    self._writer.add_scalar(name, value, _step_of_all(run, int(record["step"])))
         return None
 
     def on_end(self, run: Run) -> None:
@@ -135,6 +137,11 @@ class TensorBoard(Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _step_of_all(run: Run, step: int) -> int:
+    """A step, counted from the beginning of the phase before this one where there was one."""
+    return step + (0 if run.earlier is None else int(run.earlier["steps"]))
 
 
 class Checkpoint(Callback):

@@ -12,7 +12,7 @@ from bilevel.distributed import gather, rank, world_size
 from bilevel.errors import CheckpointError
 
 #: Raised when the layout of the saved dictionary changes.
-FORMAT = 4
+FORMAT = 5
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel.distributed import initialized
-from bilevel.errors import ObjectiveError
+from bilevel.errors import ObjectiveError, ResponseError
 from bilevel.problem import BilevelProblem
 from bilevel.state import State
 from bilevel.trees import tree_map
@@ -19,10 +19,9 @@ from bilevel.trees import tree_map
 class Evaluation:
     """f, g and their gradients at the state's current (x, y), on one pair of batches.
 
-    x must not move while an evaluation is in use: that is what lets its features be shared. For the
-    objectives in ``graph_of``, those that the outer step differentiates in x, they are computed
-    with their graph, which then serves both levels; for others without, and anew if a gradient
-    through them is asked for after all.
+    x's features are computed once for each x. For the objectives in ``graph_of``, those that the
+    outer step differentiates in x, that is with their graph, which then serves both levels; for
+    others without, and anew if a gradient through them is asked for after all.
 
     Where a first-order outer step keeps upper constraints, f comes with the augmented Lagrangian's
     term, unless ``augmented`` is false; what is recorded for the history is f alone.
@@ -47,6 +46,7 @@ class Evaluation:
         self._augmented = augmented
         self._graph_of = {*graph_of, "both"} if graph_of else set()
         self._features: dict[str, Any] = {}
+        self._features_of: list[int] = []
         self._f_alone: Tensor | None = None
         # What all micro-batches of the step recorded; they do not hold one another, lest features
         # stay in memory until the garbage collector comes by.
@@ -147,12 +147,20 @@ class Evaluation:
         """⟨μ, c(x, y)⟩ + ⟨ν, h(x, y)⟩; entries of μ, ν beyond those belong to the lower domain."""
         total: Tensor | float = 0.0
         x, y = self.state.upper.tree, self.state.lower.tree
-        if mu is not None and (c := self.problem.inequalities(x, y)) is not None:
-            require_same_length("lower_constraints", c, mu[: len(c)])
-            total = total + torch.dot(mu[: len(c)], c)
-        if nu is not None and (h := self.problem.equalities(x, y)) is not None:
-            require_same_length("lower_equalities", h, nu[: len(h)])
-            total = total + torch.dot(nu[: len(h)], h)
+        for name, multipliers, values in (
+            ("lower_constraints", mu, self.problem.inequalities(x, y)),
+            ("lower_equalities", nu, self.problem.equalities(x, y)),
+        ):
+            if values is None or not len(values):
+                continue
+            if multipliers is None:
+                raise ResponseError(
+                    f"{type(self.state.response).__name__} left no multipliers of {name} in its "
+                    "track, and the gradient of the value function rests on them: see Response"
+                )
+            own = multipliers[: len(values)]
+            require_same_length(name, values, own)
+            total = total + torch.dot(own, values)
         return total
 
     def _both(self, through_x: bool) -> tuple[Tensor, Tensor]:
@@ -170,6 +178,10 @@ class Evaluation:
     def _x(self, key: str, batch: Any, through_x: bool) -> Any:
         if self.problem.features is None:
             return self.state.upper.tree
+        versions = [leaf._version for leaf in self.state.upper.leaves]
+        if versions != self._features_of:  # x has moved, as within SQP's outer step
+            self._features.clear()
+            self._features_of = versions
         if self.upper_batch is self.lower_batch:
             key = "both"
         shared = key in self._graph_of

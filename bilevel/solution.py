@@ -63,17 +63,21 @@ class Solution:
     constraint_violation : float
         Largest of 0, c, |h|, C and the distances to the domains.
     stationarity : float
-        Norm of the projected gradient of the penalised value at x; with upper constraints, norm of
-        the residual of the penalised problem's KKT system in (x, y).
+        Norm of the projected gradient of the penalised value at x; with upper constraints, or after
+        difference-of-convex steps, norm of the residual of the penalised problem's KKT system in
+        (x, y). Without fresh responses the norm of the method's own last logged direction, which
+        for PBGD-Free is a part of that gradient only.
     status : Status
-        Why the run ended. It has converged only where fresh responses confirm that
+        Why the run ended. Where fresh responses can be had (a deterministic problem, of a size for
+        them), it has converged only if they confirm that
 
         .. math:: \text{stationarity} \le \text{tolerance} \cdot
             \bigl(1 + \|\nabla_x f\| + \gamma\|\nabla_x L_g(x, y_\gamma) - \nabla v(x)\|\bigr)
             + \varepsilon\gamma\bigl(\|\nabla_x L_g\| + \|\nabla v\|\bigr),
 
         that is, relative to the two terms that cancel, which stay bounded as γ grows, up to what
-        the relative accuracy ε = 1e-10 of exact responses can tell.
+        the relative accuracy ε = 1e-10 of exact responses can tell. Elsewhere the method's own
+        residuals decide.
     steps : int
         Outer steps.
     history : pandas.DataFrame

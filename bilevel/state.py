@@ -58,12 +58,12 @@ class Track:
             "memory": _state_of(self.memory),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` gave, on a device."""
         if self.values is not None:
             _copy_values(self.values, saved["values"])
-        self.inequality_multipliers = saved["inequality_multipliers"]
-        self.equality_multipliers = saved["equality_multipliers"]
+        self.inequality_multipliers = _copied(saved["inequality_multipliers"], device)
+        self.equality_multipliers = _copied(saved["equality_multipliers"], device)
         _load_into(self.optimizer, saved["optimizer"])
         _load_into(self.scheduler, saved["scheduler"])
         _load_into(self.memory, saved["memory"])
@@ -149,6 +149,7 @@ class State:
             "gradient_evaluations": self.gradient_evaluations,
             "finished": self.finished,
             "outer_state": self.outer_state,
+            "record": {name: float(value) for name, value in self.record.items()},
             "parts": self.parts(),
             "optimizers": self.optimizers(),
         }
@@ -169,12 +170,15 @@ class State:
                     "the solver that began the run"
                 )
         # All is compared before anything is changed: parameters would not come back.
-        for name, optimizer, held in (
-            ("upper_optimizer", self.upper_optimizer, saved["upper_optimizer"]),
-            ("lower_optimizer", self.perturbed.optimizer, saved["perturbed"]["optimizer"]),
-        ):
+        lower = self.perturbed
+        for name, optimizer, scheduler, held in (
+            ("upper_optimizer", self.upper_optimizer, self.upper_scheduler,
+             saved["upper_optimizer"]),
+            ("lower_optimizer", lower.optimizer, lower.scheduler, saved["perturbed"]["optimizer"]),
+        ):  # fmt: skip
             if optimizer is not None:
-                _check_hyperparameters(name, optimizer, held)
+                moved = set() if scheduler is None else {"momentum", "betas"}
+                _check_hyperparameters(name, optimizer, held, moved)
         own = self.state_dict()
         for name in ("x", "y"):
             _check_alike(own[name], saved[name], name)
@@ -182,15 +186,17 @@ class State:
             _check_alike(own["original"]["values"], saved["original"]["values"], "y_g")
         self.upper.assign(saved["x"])
         self.lower.assign(saved["y"])
-        self.perturbed.load_state_dict(saved["perturbed"])
+        device = self.lower.leaves[0].device
+        self.perturbed.load_state_dict(saved["perturbed"], device)
         if self.original is not None:
-            self.original.load_state_dict(saved["original"])
+            self.original.load_state_dict(saved["original"], device)
         _load_into(self.upper_optimizer, saved["upper_optimizer"])
         _load_into(self.upper_scheduler, saved["upper_scheduler"])
         self.step = saved["step"]
         self.gradient_evaluations = saved["gradient_evaluations"]
         self.finished = saved["finished"]
-        self.outer_state = saved["outer_state"]
+        self.outer_state = _copied(saved["outer_state"], device)
+        self.record = dict(saved["record"])
 
     def parts(self) -> dict[str, str]:
         """The names of the response and the outer step in use."""
@@ -207,6 +213,15 @@ class State:
         return {name: part and type(part).__name__ for name, part in parts.items()}
 
 
+def _copied(held: Any, device: torch.device) -> Any:
+    """Copies of tensors, in dicts and lists too, on a device: checkpoints are read into memory."""
+    if isinstance(held, Tensor):
+        return held.detach().to(device, copy=True)
+    if isinstance(held, dict):
+        return {name: _copied(each, device) for name, each in held.items()}
+    return [_copied(each, device) for each in held] if isinstance(held, list) else held
+
+
 def _state_of(part: Any) -> dict[str, Any] | None:
     return None if part is None else part.state_dict()
 
@@ -217,11 +232,14 @@ def _load_into(part: Any, saved: dict[str, Any] | None) -> None:
 
 
 def _check_hyperparameters(
-    name: str, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+    name: str, optimizer: torch.optim.Optimizer, saved: dict[str, Any], moved: set[str]
 ) -> None:
-    """Refuse another learning rate, momentum, ...: a saved optimiser would bring back its own."""
+    """Refuse another learning rate, momentum, ...: a saved optimiser would bring back its own.
+
+    What a scheduler may have ``moved``, as ``OneCycleLR`` does momentum, is not compared.
+    """
     for own, found in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        for key in own.keys() - {"params", "initial_lr"}:
+        for key in own.keys() - {"params", "initial_lr"} - moved:
             # A scheduler moves lr, and keeps what it began with.
             before, now = (
                 group.get("initial_lr", group["lr"]) if key == "lr" else group.get(key)

@@ -12,9 +12,9 @@ from bilevel.evaluation import Evaluation
 from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program
-from bilevel.responses.base import Response
+from bilevel.responses.base import Response, fresh_track
 from bilevel.responses.exact import EXACT_LIMIT
-from bilevel.state import State, Track
+from bilevel.state import State
 from bilevel.variables import unflatten
 
 #: Constraints within this distance of equality count as active.
@@ -75,7 +75,7 @@ def fresh_stationarity(
         return _joint_stationarity(problem, state, penalty, value_gradient)
     if penalty == 0.0:  # of a method that finds its penalty itself
         raise NotApplicableError("the last step's penalty is 0")
-    evaluation, track = Evaluation(problem, state), Track()
+    evaluation, track = Evaluation(problem, state), fresh_track(response, problem, state)
     response.update(problem, state, track, 1.0 / penalty, [evaluation])
     with state.lower.frozen():
         kept = gradient(evaluation.upper(through_x=True), state.upper.leaves)

@@ -17,9 +17,9 @@ from bilevel.errors import InfeasibleError, NonFiniteError, NotApplicableError, 
 from bilevel.evaluation import Evaluation
 from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import Response
+from bilevel.responses.base import Response, fresh_track
 from bilevel.responses.exact import EXACT_LIMIT, Exact, tightest
-from bilevel.state import State, Track
+from bilevel.state import State
 from bilevel.stationarity import Stationarity, fresh_stationarity
 from bilevel.variables import Level
 
@@ -48,7 +48,8 @@ def verify(
     """Residuals at the state's (x, y), once y has followed the last step in x.
 
     The gap is measured against a fresh exact response where the problem is deterministic and has
-    one, else against the tracked y_g on the last batch, and is NaN without either.
+    one, else against the tracked y_g on the last batch, and is NaN without either, or where the
+    fresh response could not be solved.
     """
     evaluation = Evaluation(problem, state, *batches)
     if state.response.exact and state.outer.moves_x_last:
@@ -63,7 +64,9 @@ def verify(
     original: list[torch.Tensor] | None = None
     wrapped = state.upper.wrapped or state.lower.wrapped  # so without second derivatives
     response = None if problem.uses_batches or wrapped else verifying_response(problem, state)
-    if response is not None and all(batch is None for batch in batches):
+    tracked = response is None or any(batch is not None for batch in batches)
+    if not tracked:
+        assert response is not None
         try:
             with restoring(state.lower):
                 fresh = fresh_value(problem, state, response)
@@ -71,14 +74,16 @@ def verify(
                 measured = fresh_stationarity(problem, state, response, penalty, fresh.gradient)
                 stationarity = measured.residual
         except NotApplicableError as error:
-            notes.append(f"the stationarity was not measured: {error}")
+            tracked = original is None
+            what = "no fresh response verifies it" if tracked else "stationarity was not measured"
+            notes.append(f"{what}: {error}")
         except (InfeasibleError, ResponseError, NonFiniteError) as error:
             notes.append(f"not verified, a response at the final x could not be solved: {error}")
-    elif state.original is not None:
+    if tracked and state.original is not None:
         with torch.no_grad(), state.at_original():
             gap = g - float(evaluation.lower())
         original = state.original.values
-    else:
+    elif tracked:
         notes.append(
             "the lower gap is not known: no exact response was at hand, and no tracked one"
         )
@@ -120,7 +125,7 @@ def fresh_value(problem: BilevelProblem, state: State, response: Response) -> Fr
     answers = []
     for start in starts:
         state.lower.assign(start)
-        track = Track()
+        track = fresh_track(response, problem, state)
         response.update(problem, state, track, 0.0, [evaluation])
         answers.append(FreshValue(*lagrangian(evaluation, track), state.lower.values()))
     state.lower.assign(reached)

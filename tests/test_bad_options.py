@@ -21,13 +21,14 @@ from bilevel import (
     BilevelProblem,
     DifferenceOfConvex,
     Exact,
+    FirstOrder,
     GradientDescent,
     MaxMin,
     PBGDFree,
     QuasiNewton,
 )
 from bilevel.callbacks import Checkpoint, EarlyStopping
-from bilevel.errors import CheckpointError, NotApplicableError, OptionError
+from bilevel.errors import CheckpointError, NotApplicableError, OptionError, VariableError
 from bilevel.schedules import Geometric, Linear
 
 # Solvers ----------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def test_numbers_of_numpy_are_numbers():
     assert solve(solver, max_steps=np.int64(3), tolerance=np.float32(0)).steps == 3
 
 
-@pytest.mark.parametrize("value", ["bf16", True, torch.float64, torch.int8])
+@pytest.mark.parametrize("value", ["bf16", True, torch.float64, torch.float16])
 def test_an_autocast_type_that_is_none_is_refused(value):
     with refused(OptionError, f"autocast={value!r}", "torch.bfloat16"):
         PBGD(autocast=value)
@@ -109,6 +110,43 @@ def test_a_polish_that_could_not_take_over_is_refused_before_the_first_step():
     solver = PBGDFree(upper_lr=0.1, lower_lr=0.1, polish=PBGD())
     with refused(OptionError, "polish=PBGD(...) cannot take over", "give lower_lr="):
         solver.solve(problem, torch.zeros(2), torch.zeros(2), upper_batches=[1], lower_batches=[1])
+
+
+@pytest.mark.parametrize(
+    ("polish", "stated", "error", "words"),
+    [
+        (PBGD(lower_lr=0.1), {}, OptionError, ("needs a learning rate", "upper_lr=")),
+        (
+            PBGD(outer=QuasiNewton()),
+            {"upper_constraints": lambda x, y: x - 9},
+            NotApplicableError,
+            ("QuasiNewton takes no upper_constraints",),
+        ),
+        (
+            PBGD(outer=QuasiNewton()),
+            {"upper_domain": Ball(3.0)},
+            NotApplicableError,
+            ("QuasiNewton",),
+        ),
+    ],
+)
+def test_a_polish_that_would_fail_at_its_start_is_refused_before_the_first_step(
+    polish, stated, error, words
+):
+    solver = PBGDFree(upper_lr=0.1, lower_lr=0.1, polish=polish)
+
+    def fail(record, state):
+        raise AssertionError
+
+    with refused(error, "polish=PBGD(...) cannot take over", *words):
+        solve(solver, problem=problem(**stated), callbacks=[fail])
+
+
+def test_a_polish_in_double_precision_is_refused_for_parameters_of_single():
+    x, y = (nn.Parameter(torch.zeros(2)) for _ in "xy")
+    solver = PBGDFree(upper_lr=0.1, lower_lr=0.1, polish=PBGD())
+    with refused(VariableError, "polish=PBGD(...) cannot take over", "double()", keeping=(x, y)):
+        solve(solver, x, y)
 
 
 def test_pbgd_free_follows_no_original_response():
@@ -351,3 +389,40 @@ def test_a_checkpoint_that_is_damaged_is_named(tmp_path):
 def test_early_stopping_goes_down_or_up():
     with pytest.raises(OptionError, match="expected 'min' or 'max'"):
         EarlyStopping(mode="up")
+
+
+def test_restarts_of_a_resumed_run_are_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    solve("SQP", callbacks=[Checkpoint(path)])
+    with refused(OptionError, "resume=", "restarts=2"):
+        solve("SQP", restarts=2, resume=path)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        PBGD(clip_norm=1.0),
+        PBGD(clip_norm=1.0, outer=QuasiNewton()),
+        BLOCC(clip_norm=1.0, response=MaxMin(lr=0.1), outer=FirstOrder(lr=0.1)),
+    ],
+)
+def test_a_bound_on_gradients_that_no_step_would_keep_is_refused(solver):
+    with refused(OptionError, "clip_norm=1.0 would have no effect", "FirstOrder(clip_norm=...)"):
+        solve(solver)
+
+
+def test_a_bound_on_gradients_is_taken_by_the_level_that_makes_first_order_steps():
+    x0 = vector(0.0, 0.0)
+    # ∇f = -2 in both entries, so the step is along (1, 1)/√2 with norm .1 · 1e-3.
+    solver = PBGDFree(penalty=10.0, response=Exact(), upper_lr=0.1, clip_norm=1e-3)
+    moved = solve(solver, x0, max_steps=1).x
+    np.testing.assert_allclose(moved, np.full(2, 1e-4 / math.sqrt(2)), rtol=1e-5)
+
+
+def test_parts_say_what_a_share_or_a_number_is():
+    with refused(OptionError, "extrapolation='0.5'", "a share in [0, 1)"):
+        DifferenceOfConvex(extrapolation="0.5")
+    with refused(OptionError, "value_tolerance='a'", "a share in [0, 1)"):
+        QuasiNewton(value_tolerance="a")
+    with refused(OptionError, "min_delta=-1", "a finite number >= 0"):
+        EarlyStopping(min_delta=-1)

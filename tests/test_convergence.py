@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from toys import coupled_toy, negative_toy, scalar
@@ -15,15 +17,17 @@ from bilevel import (
     BilevelProblem,
     Box,
     Exact,
+    L1Ball,
     MaxMin,
     PBGDFree,
     QuasiNewton,
     Status,
 )
+from bilevel.errors import BiasWarning
 from bilevel.evaluation import Evaluation
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problems.known_optima import KNOWN_OPTIMA
-from bilevel.solvers.restarts import _Met, _Paths
+from bilevel.solvers.restarts import _Met, _Paths, _rank
 from bilevel.stationarity import Stationarity
 
 
@@ -266,3 +270,53 @@ class TestOriginalResponse:
         )  # fmt: skip
         assert float(solution.y_original["w"]) == pytest.approx(3.0, abs=1e-4)
         assert float(solution.y["w"]) == pytest.approx((3.0 + 0.5) / 1.5, abs=1e-4)
+
+
+class TestBiasAlongARun:
+    def test_a_problem_without_bias_has_none_while_x_moves(self):
+        # g's solution and the perturbed one are both y = x; x moves by .05 · 2x in each step.
+        problem = BilevelProblem(upper=lambda x, y: x**2, lower=lambda x, y: (y - x) ** 2)
+        solver = PBGDFree(penalty=100.0, upper_lr=0.05, response=Exact(), bias_every=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", BiasWarning)
+            solution = solver.solve(problem, scalar(2.0), scalar(0.0), max_steps=5)
+        assert solution.history["bias"].max() < 1e-8
+        assert float(solution.x) == pytest.approx(2.0 * 0.9**5)
+
+    def test_it_is_measured_at_the_first_logged_step_of_every_so_many(self):
+        solver = PBGDFree(penalty=15.0, upper_lr=0.01, response=Exact(), bias_every=3)
+        with pytest.warns(BiasWarning):
+            solution = solver.solve(
+                negative_toy(), scalar(2.0), scalar(1.0), max_steps=12, log_every=2
+            )
+        measured = solution.history.dropna(subset=["bias"])
+        assert measured["step"].tolist() == [1, 5, 7, 11]
+        assert measured["bias"].tolist() == pytest.approx([10.0] * 4, rel=1e-6)
+
+    def test_a_measurement_that_fails_ends_no_run(self):
+        problem = BilevelProblem(
+            upper=lambda x, y: (x - 1).square().sum() + y.square().sum(),
+            lower=lambda x, y: (y - x).square().sum(),
+            lower_domain=L1Ball(5.0),
+        )
+        start = torch.zeros(2, dtype=torch.float64)
+        solver = PBGDFree(penalty=3.0, upper_lr=0.1, lower_lr=0.1, bias_every=2)
+        with pytest.warns(BiasWarning, match="the bias is not known at step 3") as caught:
+            solution = solver.solve(problem, start, start, max_steps=8)
+        assert len([each for each in caught if each.category is BiasWarning]) == 1
+        assert solution.steps == 8
+        assert solution.history["bias_ratio"].isna().all()
+
+
+def test_at_a_penalty_that_leaves_gaps_restarts_keep_the_least_penalised_value():
+    def ended(upper, gap, violation=0.0):
+        history = pd.DataFrame({"penalty": [10.0]})
+        return SimpleNamespace(
+            upper_value=upper, lower_gap=gap, lower_value=0.0, constraint_violation=violation,
+            history=history,
+        )  # fmt: skip
+
+    infeasible, unknown = ended(-9.0, 0.0, violation=0.1), ended(1.0, float("nan"))
+    near, low, verified = ended(5.0, 0.1), ended(0.0, 0.2), ended(7.0, 1e-6)
+    order = sorted([infeasible, near, unknown, low, verified], key=_rank)
+    assert order == [verified, unknown, low, near, infeasible]

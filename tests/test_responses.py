@@ -19,10 +19,11 @@ from bilevel import (
     CvxpyResponse,
     DifferenceOfConvex,
     Exact,
+    L1Ball,
     QuasiNewton,
     Simplex,
 )
-from bilevel.errors import InfeasibleError, NotApplicableError, OptionError
+from bilevel.errors import InfeasibleError, NotApplicableError, OptionError, ResponseError
 from bilevel.schedules import Constant, Geometric
 
 
@@ -233,3 +234,151 @@ def test_upper_constraints_under_first_order_steps_meet_their_multiplier():
     solution = solver.solve(problem, start, start, max_steps=2000, tolerance=1e-8)
     assert float(solution.x) == pytest.approx(0.5, abs=2e-3)
     assert solution.constraint_violation < 1e-5
+
+
+@pytest.mark.parametrize("outer", [SQP(), QuasiNewton(), DifferenceOfConvex()])
+@pytest.mark.parametrize("curved", [False, True], ids=["linear", "curved"])
+def test_features_follow_x_within_an_outer_step(outer, curved):
+    matrix = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.2, 0.1]], dtype=torch.float64)
+
+    def features(x):
+        return matrix @ (torch.exp(0.3 * x) if curved else x)
+
+    def upper(h, y):
+        return (h - 1).square().sum() + (y - 0.5).square().sum()
+
+    def lower(h, y):
+        return (y - h).square().sum() + 0.1 * y.square().sum()
+
+    plain = BilevelProblem(
+        upper=lambda x, y: upper(features(x), y), lower=lambda x, y: lower(features(x), y)
+    )
+    shared = BilevelProblem(upper=upper, lower=lower, features=features)
+    start = torch.zeros(2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    solver = PBGD(outer=outer, penalty=10.0)
+    expected, found = (solver.solve(each, *start, max_steps=30) for each in (plain, shared))
+    torch.testing.assert_close(found.x, expected.x, rtol=0.0, atol=1e-9)
+    assert found.upper_value == pytest.approx(expected.upper_value, abs=1e-9)
+    assert found.lower_gap == pytest.approx(expected.lower_gap, abs=1e-9)
+    assert float(expected.x.abs().min()) > 0.1  # both moved away from the start
+
+
+def test_constraints_that_only_cvxpy_or_only_the_problem_has_are_refused():
+    x, y = cp.Parameter(1), cp.Variable(1)
+    stated = {"lower": cp.sum_squares(y - 2 * x), "parameters": [x], "variables": [y]}
+    both = {
+        "upper": lambda x, y: ((x - 1) ** 2 + y**2).sum(),
+        "lower": lambda x, y: ((y - 2 * x) ** 2).sum(),
+    }
+    coupled = BilevelProblem(**both, lower_constraints=lambda x, y: y - x)
+    start = torch.ones(1, dtype=torch.float64)
+    for problem, response, words in (
+        # By its domain CVXPY would keep the constraint, and ∇v would lose its multiplier.
+        (coupled, CvxpyResponse(**stated, domain=[y <= x]), "0 entries, and .*_constraints 1"),
+        (
+            BilevelProblem(**both),
+            CvxpyResponse(**stated, inequalities=[y <= x]),
+            "1 entries, and the problem's lower_constraints 0",
+        ),
+        (
+            BilevelProblem(**both),
+            CvxpyResponse(**stated, equalities=[y == x]),
+            "1 entries, and the problem's lower_equalities 0",
+        ),
+    ):
+        with pytest.raises(OptionError, match=words):
+            BLOCC(response=response, outer=QuasiNewton()).solve(problem, start, start)
+
+
+class Coupled(Exact):
+    """y = x with multiplier 2x (and 2x + f's pull at weight w), of the coupled toy."""
+
+    def start(self, problem, state, track):
+        track.memory = {"calls": 0}
+
+    def update(self, problem, state, track, weight, evaluations):
+        track.memory["calls"] += 1
+        super().update(problem, state, track, weight, evaluations)
+
+
+class Forgetful(Exact):
+    """Leaves no multipliers."""
+
+    def update(self, problem, state, track, weight, evaluations):
+        super().update(problem, state, track, weight, evaluations)
+        track.inequality_multipliers = None
+
+
+def coupled_with(response):
+    toy = coupled_toy(6.0, 0.0)
+    return BilevelProblem(
+        upper=toy.upper,
+        lower=toy.lower,
+        lower_constraints=toy.lower_constraints,
+        upper_domain=toy.upper_domain,
+        lower_response=response,
+    )
+
+
+def test_an_own_response_is_started_wherever_it_is_used():
+    solver = BLOCC(outer=QuasiNewton(), penalty=1e4)
+    solution = solver.solve(coupled_with(Coupled()), scalar(1.1), scalar(1.1))
+    assert solution.lower_gap == pytest.approx(0.0, abs=1e-6)
+    assert solution.stationarity < 1e-3
+    assert not [note for note in solution.notes if "verified" in note]
+
+
+def test_a_response_without_multipliers_is_refused_where_the_gradient_rests_on_them():
+    solver = BLOCC(outer=QuasiNewton(), penalty=1e4)
+    with pytest.raises(ResponseError, match=r"Forgetful left no multipliers of lower_constraints"):
+        solver.solve(coupled_with(Forgetful()), scalar(1.1), scalar(1.1))
+
+
+class Linearising(Exact):
+    """An own response whose difference-of-convex step must not be taken for another's."""
+
+    def linearised_step(self, problem, state, penalty, slope, proximal):
+        raise AssertionError
+
+
+def test_difference_of_convex_steps_are_those_of_the_response_in_use():
+    problem = BilevelProblem(
+        upper=lambda x, y: (x - 1) ** 2 + y**2,
+        lower=lambda x, y: (y - x) ** 2,
+        lower_response=Linearising(),
+    )
+    solver = PBGD(penalty=3.0, outer=DifferenceOfConvex(), response=Exact())
+    # F_γ = (x - 1)² + γ/(1 + γ) x²
+    found = solver.solve(problem, scalar(0.0), scalar(0.0))
+    assert float(found.x) == pytest.approx(1 / 1.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("extrapolation", [0.0, 0.5])
+def test_difference_of_convex_steps_log_the_gap_where_they_end(extrapolation):
+    # g - v = (y - x)² for every x.
+    problem = BilevelProblem(
+        upper=lambda x, y: (x - 1) ** 2 + y**2, lower=lambda x, y: (y - x) ** 2 + x**2
+    )
+    seen = []
+    solver = PBGD(penalty=3.0, outer=DifferenceOfConvex(extrapolation=extrapolation))
+    solution = solver.solve(
+        problem, scalar(-3.0), scalar(0.0), max_steps=4, tolerance=0.0,
+        callbacks=[lambda record, state: seen.append(float((state.y - state.x) ** 2))],
+    )  # fmt: skip
+    np.testing.assert_allclose(solution.history["lower_gap"], seen, atol=1e-10)
+    assert solution.history["lower_gap"].iloc[-1] == pytest.approx(solution.lower_gap, abs=1e-10)
+
+
+def test_where_no_fresh_response_is_to_be_had_the_gap_is_against_the_tracked_one():
+    problem = BilevelProblem(
+        upper=lambda x, y: (x - 1).square().sum() + y.square().sum(),
+        lower=lambda x, y: (y - x).square().sum(),
+        lower_domain=L1Ball(5.0),
+    )
+    solver = PBGD(penalty=3.0, upper_lr=0.1, lower_lr=0.1, inner_steps=20)
+    start = torch.zeros(2, dtype=torch.float64)
+    solution = solver.solve(problem, start, start, max_steps=300)
+    # y_γ = γx/(1 + γ), so that g - v = (x/4)² in each of two entries, with x = 1/(1 + .75).
+    assert solution.lower_gap == pytest.approx(2 * (1 / 1.75 / 4) ** 2, rel=1e-3)
+    assert solution.y_original is not None
+    assert any("no fresh response verifies it" in note for note in solution.notes)

@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from toys import coupled_toy, negative_toy, scalar
 from bilevel import BLOCC, PBGD, BilevelProblem, MaxMin, PBGDFree, checkpoints
 from bilevel.batches import BatchStream
 from bilevel.callbacks import Callback, Checkpoint
+from bilevel.diagnostics import Flatness
 from bilevel.errors import CheckpointError
 from bilevel.random_state import get_random_state, set_random_state
 
@@ -467,3 +469,96 @@ class TestSeveralProcesses:
         as_rank(0, [-1, -1])
         with pytest.raises(CheckpointError, match=r"no checkpoint at .*run\.pt\.rank0"):
             checkpoints.load(tmp_path / "run.pt")
+
+
+def test_a_scheduler_that_moves_momentum_can_be_resumed(tmp_path):
+    path, (problem, x0, y0) = tmp_path / "run.pt", quadratic()
+
+    def solve(max_steps, **options):
+        cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.02, total_steps=20)
+        solver = PBGD(
+            penalty=4.0, upper_optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+            upper_scheduler=cycle, lower_lr=0.1,
+        )  # fmt: skip
+        return solver.solve(problem, x0, y0, max_steps=max_steps, **options, **QUIET)
+
+    solve(7, callbacks=[Checkpoint(path)])
+    assert torch.equal(solve(15, resume=path).x, solve(15).x)
+
+
+def test_a_finished_run_on_data_keeps_its_residuals_when_it_is_resumed(tmp_path):
+    path = tmp_path / "run.pt"
+    problem = BilevelProblem(
+        upper=lambda x, y, batch: (y - batch).square().sum() + x.square().sum(),
+        lower=lambda x, y, batch: (y - x * batch).square().sum(),
+    )
+    data = [torch.tensor(float(k)) for k in range(5)]
+
+    def solve(**options):
+        return PBGD(penalty=2.0, upper_lr=0.1, lower_lr=0.1).solve(
+            problem, scalar(1.0), scalar(1.0), max_steps=8,
+            upper_batches=data, lower_batches=data, **QUIET, **options,
+        )  # fmt: skip
+
+    whole = solve(callbacks=[Checkpoint(path)])
+    again = solve(resume=path)
+    for name in ("stationarity", "lower_gap", "upper_value"):
+        assert getattr(again, name) == getattr(whole, name) != 0.0
+
+
+def test_a_checkpoint_holds_what_callbacks_named_after_it_made_of_its_step(tmp_path):
+    path = tmp_path / "run.pt"
+
+    class Kill(Callback):
+        def on_step(self, run):
+            if run.state.step == 3:
+                raise KeyboardInterrupt
+
+    callbacks = [Checkpoint(path, every=2), Count(), Kill()]
+    with pytest.raises(KeyboardInterrupt):
+        deterministic()(max_steps=6, log_every=2, callbacks=callbacks, **QUIET)
+    assert checkpoints.load(path)["callbacks"]["Count"] == [{"steps": 2}]
+
+
+def test_one_snapshot_of_a_state_can_be_taken_up_twice():
+    toy = coupled_toy(6.0, 0.0)
+    problem = BilevelProblem(
+        upper=toy.upper,
+        lower=toy.lower,
+        lower_constraints=toy.lower_constraints,
+        upper_constraints=lambda x, y: (x - 0.9).reshape(1),
+    )
+    solver = BLOCC(penalty=20.0, response=MaxMin(lr=0.1, steps=3), upper_lr=0.01)
+    state = solver.init(problem, scalar(1.0), scalar(1.0))
+    solver.step(problem, state)
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    buffer.seek(0)
+    snapshot = torch.load(buffer, weights_only=True)
+    ends = []
+    for _ in range(2):
+        other = solver.init(problem, scalar(0.0), scalar(0.0))
+        other.load_state_dict(snapshot)
+        for _ in range(5):
+            solver.step(problem, other)
+        multipliers = other.perturbed.inequality_multipliers, other.outer_state["upper_multipliers"]
+        ends.append([float(each) for each in (other.x, *multipliers)])
+    assert ends[0] == ends[1]
+
+
+def test_the_points_of_a_flatness_measurement_are_kept(tmp_path):
+    path, (problem, x0, y0) = tmp_path / "run.pt", quadratic()
+    smooth = BilevelProblem(
+        upper=lambda x, y: (x - 1).square().sum() + (y["w"] - 2).square().sum(),
+        lower=problem.lower,
+    )
+
+    def solve(flatness, max_steps, **options):
+        solver = PBGDFree(penalty=4.0, upper_lr=0.01, lower_lr=0.1)
+        options.setdefault("callbacks", []).append(flatness)
+        solver.solve(smooth, x0, y0, max_steps=max_steps, **options, **QUIET)
+        return flatness.points
+
+    solve(Flatness(every=2), 4, callbacks=[Checkpoint(path)])
+    resumed = solve(Flatness(every=2), 8, resume=path)
+    pd.testing.assert_frame_equal(resumed, solve(Flatness(every=2), 8))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import coupled_toy, negative_toy, scalar
 
-from bilevel import BLOCC, PBGD, BilevelProblem, MaxMin, PBGDFree, Status
+from bilevel import BLOCC, PBGD, BilevelProblem, Exact, MaxMin, PBGDFree, Status
 from bilevel.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
 from bilevel.errors import BilevelError, ObjectiveError, OptionError
 
@@ -578,6 +578,21 @@ class TestCallbacks:
         assert [event.step for event in logged] == whole.history["step"].tolist()
         assert [event.value for event in logged] == pytest.approx(whole.history["upper"].tolist())
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_tensorboard_counts_the_steps_of_both_phases(self, tmp_path):
+        accumulator = pytest.importorskip(
+            "tensorboard.backend.event_processing.event_accumulator"
+        ).EventAccumulator
+        rates = {"penalty": 15.0, "upper_lr": 0.01, "lower_lr": 0.05}
+        solution = PBGDFree(**rates, polish=PBGD(**rates)).solve(
+            negative_toy(), scalar(2.0), scalar(3.0), max_steps=6,
+            callbacks=[TensorBoard(tmp_path)], progress=False,
+        )  # fmt: skip
+        events = accumulator(str(tmp_path))
+        events.Reload()
+        steps = [event.step for event in events.Scalars("upper")]
+        assert steps == solution.history["step"].tolist() == [*range(1, 13)]
+
     def test_an_exception_in_a_callback_reaches_the_caller_and_the_checkpoint_survives(
         self, tmp_path
     ):
@@ -656,3 +671,29 @@ def test_early_stopping_by_a_quantity_that_should_rise():
     )  # fmt: skip
     assert solution.status is Status.STOPPED
     assert solution.steps == 8
+
+
+def test_exact_responses_on_batches_take_single_precision_and_notice_what_depends_on_nothing():
+    def lower(x, y, batch):
+        return (y - batch.to(y) * x).square().sum()
+
+    problem = BilevelProblem(
+        upper=lambda x, y, batch: (x - 1).square().sum() + y.square().sum(), lower=lower
+    )
+    solver = PBGD(penalty=10.0, response=Exact(), upper_lr=0.1)
+    data = [torch.ones(2), torch.ones(2)]
+    solution = solver.solve(
+        problem, torch.zeros(2), torch.zeros(2), max_steps=200,
+        upper_batches=data, lower_batches=data, progress=False,
+    )  # fmt: skip
+    # F_γ = (x - 1)² + γ/(1 + γ) x²
+    assert solution.x.dtype == torch.float32
+    assert solution.x.tolist() == pytest.approx([1 / (2 - 1 / 11)] * 2, abs=1e-6)
+    without = BilevelProblem(
+        upper=problem.upper, lower=lambda x, y, batch: (x * batch.to(x)).square().sum()
+    )
+    with pytest.raises(BilevelError, match="does not depend on y"):
+        solver.solve(
+            without, torch.zeros(2), torch.zeros(2), max_steps=2,
+            upper_batches=data, lower_batches=data, progress=False,
+        )  # fmt: skip

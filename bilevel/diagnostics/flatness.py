@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -126,6 +126,14 @@ class Flatness(Callback):
         require_upper_variable(run.state)
         measuring_state(run.problem, run.state.upper, run.state.lower)
         self._run += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points, for a checkpoint."""
+        return {"rows": self._rows, "run": self._run}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on with the run that the points are of."""
+        self._rows, self._run = saved["rows"], saved["run"] - 1  # on_start counts it
 
     def on_step(self, run: Run) -> None:
         """Measure if it is time; the variables end as they were."""

@@ -13,13 +13,13 @@ from bilevel.errors import OptionError
 from bilevel.problem import BilevelProblem
 from bilevel.schedules import Constant
 from bilevel.solution import Solution
+from bilevel.solvers.base import PenaltySolver
+from bilevel.solvers.blocc import BLOCC
 from bilevel.trees import Tree, named_leaves
 from bilevel.variables import flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from bilevel.solvers.base import PenaltySolver
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,7 @@ def penalty_path(
     values = [Constant(penalty).value for penalty in penalties]
     if not values:
         raise OptionError("penalties is empty, expected at least one positive number")
-    if solver is None:
-        from bilevel.solvers import BLOCC  # here: the solvers import this package
-
-        solver = BLOCC()
+    solver = BLOCC() if solver is None else solver
     x, y = x0, y0
     rows: list[dict[str, Any]] = []
     solutions: list[Solution] = []

@@ -10,6 +10,7 @@ from bilevel.evaluation import Evaluation
 from bilevel.outer import QuasiNewton
 from bilevel.problem import BilevelProblem
 from bilevel.responses import Exact, Response
+from bilevel.responses.base import fresh_track
 from bilevel.responses.exact import EXACT_LIMIT, tightest
 from bilevel.schedules import Constant
 from bilevel.state import State, Track
@@ -96,7 +97,6 @@ def respond(
 ) -> Track:
     """Leave the minimiser of w f + g in the lower level's leaves; its multipliers are returned."""
     if track is None:
-        track = Track()
-        response.start(problem, state, track)
+        track = fresh_track(response, problem, state)
     response.update(problem, state, track, weight, [evaluation])
     return track

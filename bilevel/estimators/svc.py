@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from bilevel.estimators.folds import final_machines, fold_machines, signs
 from bilevel.estimators.losses import LOG, SMOOTHED_ZERO_ONE, SQUARED_HINGE, MarginLoss
 from bilevel.estimators.newton import NewtonResponse
 from bilevel.estimators.selection import select
-from bilevel.options import check_positive
+from bilevel.options import check_nonnegative, check_positive
 
 _LOSSES = {"log_loss": LOG, "squared_hinge": SQUARED_HINGE}
 _VALIDATION_LOSSES = {**_LOSSES, "smoothed_zero_one": SMOOTHED_ZERO_ONE}
@@ -158,7 +157,7 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation_loss = _named("validation_loss", self.validation_loss, _VALIDATION_LOSSES)
         bounds = _checked_bounds(self.C_bounds)
         check_positive("tol", self.tol)
-        _check_shrinkage(self.shrinkage)
+        check_nonnegative("shrinkage", self.shrinkage)
         examples, targets = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(targets)
         weights: Array = _check_sample_weight(
@@ -247,8 +246,3 @@ def _checked_bounds(bounds: Any) -> tuple[float, float]:
     if not 0 < least < most < math.inf:
         raise OptionError(f"C_bounds={bounds!r}, expected two positive numbers, the smaller first")
     return least, most
-
-
-def _check_shrinkage(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise OptionError(f"shrinkage={value!r}, expected a finite number >= 0")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from bilevel.calculus import Array, gradient
-from bilevel.errors import OptionError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import solve
-from bilevel.options import check_positive
+from bilevel.options import check_nonnegative, check_positive, check_share
 from bilevel.outer.base import Outer
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
@@ -39,8 +38,8 @@ class DifferenceOfConvex(Outer):
         \quad\text{s.t. all constraints},
 
     a convex program, whose objective bounds the penalised one from above: every step descends, with
-    no step size, and from far starts it often reaches the global optimum. Solved by the problem's
-    own ``lower_response`` where that knows how, otherwise by Newton's method with constraints.
+    no step size, and from far starts it often reaches the global optimum. Solved by the response
+    where that knows how, as a problem's own may, otherwise by Newton's method with constraints.
 
     With extrapolation β, the value function is linearised at, and the proximal term centred on,
     :math:`x_k + \beta (x_k - x_{k-1})`, projected onto X. That is faster where steps are short and
@@ -70,12 +69,8 @@ class DifferenceOfConvex(Outer):
     ends_in_both = True
 
     def __post_init__(self) -> None:
-        if self.proximal != 0:
-            check_positive("proximal", self.proximal)
-        if not 0 <= self.extrapolation < 1:
-            raise OptionError(
-                f"extrapolation={self.extrapolation!r}, expected a number >= 0 and below 1"
-            )
+        check_nonnegative("proximal", self.proximal)
+        check_share("extrapolation", self.extrapolation, below_one=True)
         check_positive("tolerance", self.tolerance)
 
     def advance(
@@ -92,19 +87,19 @@ class DifferenceOfConvex(Outer):
             previous = state.outer_state.get("previous", state.upper.values())
             state.outer_state["previous"] = state.upper.values()
             self._extrapolate(state, previous)
-        at = ValueFunction(problem, state)()
-        value, slope = at.value, at.gradient
+        slope = ValueFunction(problem, state)().gradient
         state.outer_state["slope"] = torch.from_numpy(slope.copy())
         state.outer_state["centre"] = torch.from_numpy(state.upper.vector())
-        own = problem.lower_response
-        if own is None or not own.linearised_step(problem, state, penalty, slope, self.proximal):
+        response = state.response
+        if not response.linearised_step(problem, state, penalty, slope, self.proximal):
             self._solve(problem, state, penalty, slope, evaluations[0])
         moved = float(np.linalg.norm(state.upper.vector() - before))
-        state.record["value"] = value
         state.record["moved"] = moved
         evaluations[0].pair()
         small = moved <= self.tolerance * (1.0 + float(np.linalg.norm(before)))
         state.finished = small and settled(state.schedule, state.step)
+        if state.measuring or state.finished:
+            state.record["value"] = ValueFunction(problem, state)().value
 
     def stationarity(
         self, problem: BilevelProblem, state: State, penalty: float, value_gradient: Array
@@ -117,7 +112,7 @@ class DifferenceOfConvex(Outer):
         """
         if "slope" not in state.outer_state:
             return None
-        slope, centre = (state.outer_state[name].numpy() for name in ("slope", "centre"))
+        slope, centre = (state.outer_state[name].cpu().numpy() for name in ("slope", "centre"))
         drift = penalty * (slope - value_gradient)
         pull = self.proximal * (state.upper.vector() - centre)
         f = Evaluation(problem, state, augmented=False).upper(through_x=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from bilevel.calculus import Array
 from bilevel.domains import Box, NonNegative, Reals
-from bilevel.errors import NotApplicableError, OptionError
+from bilevel.errors import NotApplicableError
 from bilevel.evaluation import Evaluation, as_micro_batches
-from bilevel.options import check_count, check_positive
+from bilevel.options import check_count, check_positive, check_share
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
 from bilevel.schedules import Geometric, Schedule, settled
@@ -50,10 +50,7 @@ class QuasiNewton(Outer):
     def __post_init__(self) -> None:
         check_count("max_iterations", self.max_iterations)
         check_positive("tolerance", self.tolerance)
-        if not 0 <= self.value_tolerance < 1:
-            raise OptionError(
-                f"value_tolerance={self.value_tolerance!r}, expected a number >= 0 and below 1"
-            )
+        check_share("value_tolerance", self.value_tolerance, below_one=True)
 
     def default_penalty(self) -> Schedule:
         """A continuation from 1e2 to 1e6 in factors of a hundred."""

@@ -21,9 +21,10 @@ from bilevel.outer.penalised import Follower, PenalisedProgram
 from bilevel.outer.value_function import ValueFunction
 from bilevel.problem import BilevelProblem
 from bilevel.program import joint_program, minimising
+from bilevel.responses.base import fresh_track
 from bilevel.responses.exact import Exact, tightest
 from bilevel.schedules import Geometric, Schedule, settled
-from bilevel.state import State, Track
+from bilevel.state import State
 from bilevel.stationarity import fresh_stationarity
 from bilevel.verification import fresh_value, restoring
 
@@ -179,7 +180,9 @@ def _require_feasible(problem: BilevelProblem, state: State) -> None:
     """Refuse an end that the relaxation alone made possible."""
     with restoring(state.lower), suppress(ResponseError):
         fresh = Evaluation(problem, state)
-        tightest(state.lower).update(problem, state, Track(), 0.0, [fresh])
+        response = tightest(state.lower)
+        track = fresh_track(response, problem, state)
+        response.update(problem, state, track, 0.0, [fresh])
 
 
 def _is_stationary(problem: BilevelProblem, state: State, penalty: float) -> bool:

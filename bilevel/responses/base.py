@@ -63,6 +63,13 @@ class Response(ABC):
         return False
 
 
+def fresh_track(response: Response, problem: BilevelProblem, state: State) -> Track:
+    """A track that owes nothing to a run, ready for the response's first ``update``."""
+    track = Track()
+    response.start(problem, state, track)
+    return track
+
+
 def residual_name(weight: float) -> str:
     """The column of the history that holds the residual of a response of this weight."""
     return "lower_residual" if weight > 0.0 else "original_residual"

@@ -67,9 +67,15 @@ class CvxpyResponse(Response):
     exact = True
 
     def start(self, problem: BilevelProblem, state: State, track: Track) -> None:
-        """Check that parameters and variables fit the levels."""
+        """Check that parameters and variables fit the levels, and constraints the problem's."""
         _match(state.upper, self.parameters, "parameters")
         _match(state.lower, self.variables, "variables")
+        x, y = state.upper.tree, state.lower.tree
+        with torch.no_grad():
+            _match_constraints("lower_constraints", problem.inequalities(x, y),
+                               "inequalities", self.inequalities)  # fmt: skip
+            _match_constraints("lower_equalities", problem.equalities(x, y),
+                               "equalities", self.equalities)  # fmt: skip
 
     @cached_property
     def _programs(self) -> tuple[Any, Any, Any]:
@@ -142,6 +148,17 @@ def _match(level: Level, stated: Sequence[Any], what: str) -> None:
         raise OptionError(
             f"CvxpyResponse has {what} of shapes {found}, and the leaves of {level.name} have "
             f"{shapes}"
+        )
+
+
+def _match_constraints(name: str, values: Tensor | None, what: str, stated: Sequence[Any]) -> None:
+    """A constraint that only one of them knows would be missing from the gradient of v."""
+    expected = 0 if values is None else len(values)
+    found = sum(constraint.size for constraint in stated)
+    if found != expected:
+        raise OptionError(
+            f"CvxpyResponse has {what} of {found} entries, and the problem's {name} {expected}: "
+            "state the same in both, entry for entry; domain= is for what lower_domain states"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel.callbacks import Callback, Record, as_callback
+from bilevel.callbacks import Callback, Checkpoint, Record, as_callback
 from bilevel.dependence import require_dependence, require_dependence_seen
 from bilevel.errors import NotApplicableError, OptionError, ProblemError, VariableError
 from bilevel.evaluation import Evaluation, accumulate
@@ -55,12 +55,13 @@ class PenaltySolver(ABC):
     outer : Outer, optional
         How x is moved. Chosen by the problem's form where not given.
     clip_norm : float, optional
-        Bound on the gradient's norm at each level (first-order steps).
+        Bound on the gradient's norm at each level, in steps of gradient descent.
     accumulate : int
         Micro-batches a step: all of them for the lower level, then all of them for the upper; for
         first-order outer steps.
     autocast : torch.dtype, optional
-        Evaluate the objectives under ``torch.autocast`` with this dtype; for first-order responses.
+        ``torch.bfloat16``: evaluate the objectives under ``torch.autocast``; for first-order
+        responses.
     """
 
     penalty: float | Schedule | None = None
@@ -85,9 +86,10 @@ class PenaltySolver(ABC):
         check_count("accumulate", self.accumulate)
         if self.inner_steps is not None:
             check_count("inner_steps", self.inner_steps)
-        if self.autocast not in (None, torch.bfloat16, torch.float16):
+        if self.autocast not in (None, torch.bfloat16):
             raise OptionError(
-                f"autocast={self.autocast!r}, expected torch.bfloat16 or torch.float16"
+                f"autocast={self.autocast!r}, expected torch.bfloat16 (gradients of float16 would "
+                "underflow without a scaled loss)"
             )
         check_parts(self)
 
@@ -193,7 +195,7 @@ class PenaltySolver(ABC):
         )
         with accounted(problem, state, evaluations):
             state.outer.advance(self, problem, state, penalty, evaluations)
-        if state.step == 0 and not state.response.exact:
+        if state.step == 0 and (problem.uses_batches or not state.response.exact):
             require_dependence_seen(evaluations)
         state.record["penalty"] = self.penalty_of(state, state.step)
         state.step += 1
@@ -249,7 +251,8 @@ class PenaltySolver(ABC):
         upper_batches, lower_batches : iterable, optional
             Loaders for objectives that take a batch; gone through again and again.
         restarts : int
-            Further seeded random starts; the best verified feasible answer is kept. A run that
+            Further seeded random starts, none of which can be resumed; the best verified feasible
+            answer is kept. A run that
             meets an earlier one's path ends there. Under a growing penalty all may: the problem of
             its first value can have a single solution where later ones have several. A constant
             penalty, such as ``penalty=1e4``, keeps the starts apart.
@@ -283,7 +286,10 @@ class PenaltySolver(ABC):
             "tolerance": tolerance,
             "upper_batches": upper_batches,
             "lower_batches": lower_batches,
-            "callbacks": [as_callback(callback) for callback in callbacks],
+            # Checkpoints come last: they hold what the others made of the step.
+            "callbacks": sorted(
+                map(as_callback, callbacks), key=lambda each: isinstance(each, Checkpoint)
+            ),
             "progress": progress,
             "log_every": log_every or max(1, max_steps // 1000),
             "resume": resume,
@@ -307,7 +313,7 @@ class PenaltySolver(ABC):
 
 def _work_in_double_precision(problem: BilevelProblem, state: State) -> None:
     changed = [state.upper.to_double(), state.lower.to_double()]
-    if not any(changed):
+    if problem.uses_batches or not any(changed):
         return
     try:
         Evaluation(problem, state).pair()
@@ -348,3 +354,7 @@ def _check_solve_options(
         check_count("log_every", log_every)
     if not isinstance(resume, str | Path | None):
         raise OptionError(f"resume={resume!r}, expected the path of a checkpoint")
+    if restarts and resume is not None:
+        raise OptionError(
+            f"resume= goes on with one run, and restarts={restarts} asks for several: leave one out"
+        )

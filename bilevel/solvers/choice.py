@@ -70,11 +70,26 @@ def choose(
             f"{type(response).__name__} needs double precision: leave autocast= out, or use "
             "first-order steps (lower_lr=...)"
         )
+    if solver.clip_norm is not None and not _clips(solver, response, outer):
+        raise OptionError(
+            f"clip_norm={solver.clip_norm} would have no effect on {type(response).__name__} and "
+            f"{type(outer).__name__} here: leave it out, or use first-order steps (upper_lr=..., "
+            "lower_lr=...); parts of your own are given theirs, as FirstOrder(clip_norm=...)"
+        )
     if solver.penalty is not None:
         schedule = as_schedule(solver.penalty)
     else:
         schedule = outer.default_penalty()
     return response, outer, schedule
+
+
+def _clips(solver: PenaltySolver, response: Response, outer: Outer) -> bool:
+    chosen = [
+        part
+        for part, given in ((response, solver.response), (outer, solver.outer))
+        if given is None
+    ]
+    return any(isinstance(part, GradientDescent | FirstOrder) for part in chosen)
 
 
 def _response(solver: PenaltySolver, problem: BilevelProblem, lower: Level) -> Response:

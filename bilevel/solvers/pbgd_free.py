@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -11,21 +12,30 @@ from typing import Any
 import pandas as pd
 
 from bilevel import checkpoints
-from bilevel.bias import measure_bias
-from bilevel.errors import BiasWarning, CheckpointError, NotApplicableError, OptionError
+from bilevel.bias import Bias, measure_bias
+from bilevel.errors import (
+    BiasWarning,
+    CheckpointError,
+    InfeasibleError,
+    NonFiniteError,
+    NotApplicableError,
+    OptionError,
+    ResponseError,
+    VariableError,
+)
 from bilevel.evaluation import Evaluation
 from bilevel.gradients import backward
 from bilevel.options import check_count, check_positive
 from bilevel.problem import BilevelProblem
-from bilevel.responses.base import Response
+from bilevel.responses.base import Response, fresh_track
 from bilevel.responses.exact import EXACT_LIMIT, Exact
 from bilevel.schedules import penalty_at
 from bilevel.solution import Solution, Status
 from bilevel.solvers.base import PenaltySolver
-from bilevel.solvers.choice import choose
 from bilevel.solvers.loop import Run
 from bilevel.state import State
 from bilevel.trees import Tree
+from bilevel.verification import restoring
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -57,9 +67,10 @@ class PBGDFree(PenaltySolver):
         Leaves -> ``torch.optim`` optimiser, in the place of a step size; for instance
         ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
     bias_every : int, optional
-        Measure the bias every so many steps (one extra solve of the lower level each time) and
-        warn, once a run, when it outweighs the direction that the method follows and no ``polish``
-        is to remove it. An empty x has none.
+        Measure the bias at the first logged step of every so many (one extra solve of the lower
+        level each time, or two) and warn, once a run, when it outweighs the direction that the
+        method follows and no ``polish`` is to remove it. Where y_γ is followed by first-order
+        steps, their lag counts as bias. An empty x has none.
     polish : PenaltySolver, optional
         A solver with the full gradient, usually :class:`~bilevel.PBGD`, that takes over where this
         method ends: at ``polish_below``, or after ``max_steps``, which holds for each of the two.
@@ -96,9 +107,8 @@ class PBGDFree(PenaltySolver):
         state = super().init(problem, x, y)
         if self.polish is not None:
             try:
-                self.polish.check(problem)
-                choose(self.polish, problem, state.upper, state.lower)
-            except (NotApplicableError, OptionError) as error:
+                self.polish.init(problem, x, y)
+            except (NotApplicableError, OptionError, VariableError) as error:
                 name = type(self.polish).__name__
                 raise type(error)(f"polish={name}(...) cannot take over: {error}") from error
         return state
@@ -126,25 +136,35 @@ class PBGDFree(PenaltySolver):
 
     def measure(self, run: Run) -> dict[str, float]:
         """The bias, every ``bias_every`` steps."""
-        problem, state = run.problem, run.state
-        if self.bias_every is None or not state.upper.leaves or (state.step - 1) % self.bias_every:
+        state, every = run.state, self.bias_every
+        if every is None or not state.upper.leaves:
             return {}
-        if state.step == 1 and self.bias_every > 1 and not state.response.exact:
+        last = run.records[-1]["step"] if run.records else 0
+        if (state.step - 1) // every == (last - 1) // every:
+            return {}
+        if state.step == 1 and every > 1 and not state.response.exact:
             return {}  # y has only begun to follow its response
-        response = _original_response(problem, state)
-        bias = measure_bias(
-            problem, state, penalty_at(state.schedule, state.step - 1), response, run.batches
-        )
-        warned = any(record.get("bias_ratio", 0.0) > 1.0 for record in run.records)
-        if bias.ratio > 1.0 and self.polish is None and not warned:
-            warnings.warn(
+        try:
+            bias = _bias_after_step(run)
+        except (InfeasibleError, NonFiniteError, NotApplicableError, ResponseError) as error:
+            if state.upper.wrapped or state.lower.wrapped:
+                raise
+            self._warn_once(run, f"the bias is not known at step {state.step}: {error}")
+            return {"bias": math.nan, "bias_ratio": math.nan}
+        if bias.ratio > 1.0 and self.polish is None:
+            self._warn_once(
+                run,
                 f"at step {state.step} the omitted term has norm {bias.omitted:.3g}, the direction "
                 f"{bias.direction:.3g}: the answer will be biased; finish with polish=PBGD(...), "
                 "and see bias_ratio in the history for later steps",
-                BiasWarning,
-                stacklevel=_callers_level(),
             )
         return {"bias": bias.omitted, "bias_ratio": bias.ratio}
+
+    @staticmethod
+    def _warn_once(run: Run, message: str) -> None:
+        ratios = [record["bias_ratio"] for record in run.records if "bias_ratio" in record]
+        if all(ratio <= 1.0 for ratio in ratios):
+            warnings.warn(message, BiasWarning, stacklevel=_callers_level())
 
     def _run(self, problem: BilevelProblem, x: Tree, y: Tree, options: dict[str, Any]) -> Solution:
         if self.polish is None:
@@ -166,6 +186,24 @@ class PBGDFree(PenaltySolver):
             )
         options = {**options, "resume": resume, "earlier": earlier}
         return _joined(earlier, self.polish._run(problem, x, y, options), self.polish)
+
+
+def _bias_after_step(run: Run) -> Bias:
+    """The bias at the new x; y_γ, where it is solved for exactly, follows for the moment."""
+    problem, state = run.problem, run.state
+    penalty = penalty_at(state.schedule, state.step - 1)
+    response = _original_response(problem, state)
+    if not state.response.exact:
+        return measure_bias(problem, state, penalty, response, run.batches)
+    held, count = state.perturbed, state.gradient_evaluations
+    with restoring(state.lower):
+        try:
+            state.perturbed = fresh_track(state.response, problem, state)
+            evaluation = Evaluation(problem, state, *run.batches)
+            state.response.update(problem, state, state.perturbed, 1.0 / penalty, [evaluation])
+            return measure_bias(problem, state, penalty, response, run.batches)
+        finally:
+            state.perturbed, state.gradient_evaluations = held, count
 
 
 def _original_response(problem: BilevelProblem, state: State) -> Response:

@@ -127,11 +127,13 @@ def _sample(level: Level, tree: Tree, generator: torch.Generator) -> Tree:
 def _rank(solution: Solution) -> tuple[int, float]:
     """Verified answers first, by their upper value, then those whose gap could not be measured.
 
-    The others follow by how infeasible they are.
+    Then, at penalties that leave all with a gap, by the penalised value; infeasible ones last.
     """
-    unverified = math.isnan(solution.lower_gap)
-    gap = 0.0 if unverified else solution.lower_gap / (1.0 + abs(solution.lower_value))
-    worst = max(solution.constraint_violation, gap)
-    if worst <= FEASIBILITY:
-        return int(unverified), solution.upper_value
-    return 2, worst
+    if not solution.constraint_violation <= FEASIBILITY:  # NaN is no feasibility
+        return 3, solution.constraint_violation
+    if math.isnan(solution.lower_gap):
+        return 1, solution.upper_value
+    if solution.lower_gap <= FEASIBILITY * (1.0 + abs(solution.lower_value)):
+        return 0, solution.upper_value
+    penalty = float(solution.history["penalty"].iloc[-1])
+    return 2, solution.upper_value + penalty * solution.lower_gap

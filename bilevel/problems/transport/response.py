@@ -58,8 +58,6 @@ class PassengerResponse(Response):
         ResponseError
             The tolerance was not reached.
         """
-        if track.memory is None:
-            self.start(problem, state, track)
         network = self.passengers.network
         answer = self.passengers.respond(
             state.upper.vector(),
