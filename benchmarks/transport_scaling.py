@@ -49,7 +49,7 @@ def main() -> None:
         f"{args.steps} steps, tolerance {args.tolerance:g}\n\n"
         f"{table.to_string(index=False, float_format='{:.3g}'.format)}\n"
     )
-    for name, label in CURVES.items():
+    for name, label in CURVES.items() if len(rows) > 1 else ():
         print(f"{label}: nodes^{exponents[name]:.2f}")
     draw(table, exponents, args.out)
 
@@ -84,6 +84,7 @@ def in_own_process(nodes: int, args: argparse.Namespace) -> dict:
 
 def measure(nodes: int, args: argparse.Namespace) -> dict:
     from bilevel import BLOCC, DifferenceOfConvex
+    from bilevel.callbacks import Callback
     from bilevel.errors import ResponseError
     from bilevel.problems.transport import (
         assess,
@@ -95,15 +96,19 @@ def measure(nodes: int, args: argparse.Namespace) -> dict:
 
     imported = peak()
     network = random_network(nodes, seed=args.seed)
-    start = network.demand.sum() / len(network.tail) / 4
     clocks = [(time.perf_counter(), time.process_time())]
+
+    class Clock(Callback):
+        def on_step(self, run):
+            clocks.append((time.perf_counter(), time.process_time()))
+
     outer = DifferenceOfConvex(extrapolation=0.9)
     solution = BLOCC(penalty=Geometric(1.0, 500.0, steps=args.steps), outer=outer).solve(
         transport_problem(network, tolerance=args.tolerance),
-        *transport_start(network, start),
+        *transport_start(network),
         max_steps=args.steps,
-        log_every=1,
-        callbacks=[lambda *_: clocks.append((time.perf_counter(), time.process_time()))],
+        log_every=args.steps,  # a logged step has one more response
+        callbacks=[Clock()],
     )
     wall, cpu = np.array(clocks).T
     row = {

@@ -12,13 +12,19 @@ reported of a plan is the passengers' exact answer to it, from an independent so
 
 Your own network, as tables or as a graph:
 
+  python examples/seville_transport.py --network folder     of links.csv, demand.csv, nodes.csv
   python examples/seville_transport.py --links links.csv --demand demand.csv --positions nodes.csv
   python examples/seville_transport.py --graph network.graphml --demand demand.csv
 
 links.csv:   i, j, d, c        a directed link from i to j, travel cost, construction cost
 demand.csv:  o, dest, w, u, m  a pair, its demand, cost of the alternative mode, fare
-nodes.csv:   node, x, y        for the map only
+nodes.csv:   node, x, y        for the map only, and may be missing
 The GraphML's edges have the attributes travel_cost and construction_cost.
+
+--ceiling and --least-share hold for all links or pairs, or, given as CSV, for those in the file:
+
+ceilings.csv:  i, j, ceiling
+shares.csv:    o, dest, share
 """
 
 from __future__ import annotations
@@ -30,9 +36,10 @@ from pathlib import Path
 
 import networkx
 import numpy as np
+import pandas as pd
 import torch
 from output import write_configuration, write_json
-from runs import make_folder, parse, require_least, require_same_run
+from runs import file_or_name, make_folder, parse, require_least, require_same_run
 
 from bilevel.errors import BilevelError, OptionError
 from bilevel.extras import require
@@ -46,10 +53,13 @@ from bilevel.problems.transport import (
     seville,
     seville_start,
     three_node,
+    transport_start,
 )
+from bilevel.problems.transport.planning import NEGLIGIBLE
+from bilevel.problems.transport.tables import read_csv
 
 NETWORKS = {"three-node": three_node, "nine-node": nine_node, "seville": seville}
-QUICK = {"steps": 30, "first_penalties": [0.3], "polish": 2}
+QUICK = {"steps": 30, "first_penalties": [0.1], "polish": 2}
 
 
 def main() -> None:
@@ -59,14 +69,18 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         network = read_network(args)
-        limits = PlanLimits(ceiling=args.ceiling, budget=args.budget, least_share=args.least_share)
+        limits = PlanLimits(
+            ceiling=read_limit(args.ceiling, network.links, ("i", "j", "ceiling"), np.inf),
+            budget=args.budget,
+            least_share=read_limit(args.least_share, network.pairs, ("o", "dest", "share"), 0.0),
+        )
         start = read_start(args, network)
         limits.of(network)  # so that nothing is written where they contradict each other
         prepare_folder(args)
         plan = plan_network(
             network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
             trim=not args.no_trim, polish=args.polish, seed=args.seed,
-            callbacks=[TrueProfit(network, every=max(1, args.steps // 20))],
+            callbacks=[TrueProfit(network)],
             checkpoints=args.out / "checkpoints", resume=args.resume,
         )  # fmt: skip
     except BilevelError as error:
@@ -80,7 +94,9 @@ def main() -> None:
     networkx.write_graphml(plan.assessment.to_graph(), args.out / "plan.graphml")
     draw(plan, args.out)
     print(table(plan))
-    if plan.violation > 1e-6:
+    if not plan.assessment.capacity.any():
+        print("\nNo link pays for itself: the plan is to build none.")
+    if plan.violation > NEGLIGIBLE:
         print(
             f"\nNo plan within the limits was found: this one breaks them by {plan.violation:.2g}."
         )
@@ -96,16 +112,17 @@ def parse_arguments() -> argparse.Namespace:
     data = parser.add_argument_group("the network")
     source = data.add_mutually_exclusive_group()
     source.add_argument("--network", metavar="NAME", type=network_name, default="nine-node",
-                        help="three-node, nine-node (default), seville or random:N")  # fmt: skip
+                        help="three-node, nine-node (default), seville, random:N; or a "
+                        "folder")  # fmt: skip
     source.add_argument("--links", type=Path, metavar="CSV", help="the candidate links")
     source.add_argument("--graph", type=Path, metavar="GRAPHML", help="the candidate links")
     data.add_argument("--demand", type=Path, metavar="CSV", help="the pairs and their demand")
     data.add_argument("--positions", type=Path, metavar="CSV", help="the nodes' coordinates")
 
     limit = parser.add_argument_group("what the plan has to respect").add_argument
-    limit("--ceiling", type=float, help="largest capacity of a link")
+    limit("--ceiling", type=number_or_file, metavar="CAPACITY", help="largest capacity of a link")
     limit("--budget", type=float, help="largest construction cost of all links together")
-    limit("--least-share", type=float, metavar="SHARE",
+    limit("--least-share", type=number_or_file, metavar="SHARE",
           help="least share of each pair's demand that is to travel by the network")  # fmt: skip
 
     option = parser.add_argument_group("how it is sought").add_argument
@@ -114,8 +131,9 @@ def parse_arguments() -> argparse.Namespace:
            "links), random (of the same mean), published (of seville), or a number "
            "(default: %(default)s)")  # fmt: skip
     option("--steps", type=int, default=100, help="outer steps of a run (default: %(default)s)")
-    option("--first-penalties", type=float, nargs="+", default=[0.3, 1.0], metavar="PENALTY",
-           help="a run from each of these, the best is kept (default: 0.3 1)")  # fmt: skip
+    option("--first-penalties", type=float, nargs="+", default=[0.1, 0.3], metavar="PENALTY",
+           help="a run from each of these, in units of the mean fare; the best is kept "
+           "(default: 0.1 0.3)")  # fmt: skip
     option("--no-trim", action="store_true", help="keep capacity that nobody uses")
     option("--polish", type=int, default=20, metavar="ROUNDS",
            help="rounds of the search on tolls; 0 for none (default: %(default)s)")  # fmt: skip
@@ -135,11 +153,23 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def network_name(text: str) -> str:
+def network_name(text: str) -> str | Path:
     kind, _, size = text.partition(":")
     if text in NETWORKS or (kind == "random" and size.isdecimal()):
         return text
-    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(NETWORKS)}, random:N")
+    place = file_or_name(text)
+    if isinstance(place, Path) and place.is_dir():
+        return place
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is none of {', '.join(NETWORKS)}, random:N, nor a folder"
+    )
+
+
+def number_or_file(text: str) -> float | Path:
+    try:
+        return float(text)
+    except ValueError:
+        return Path(text)
 
 
 def read_network(args: argparse.Namespace) -> TransportNetwork:
@@ -149,13 +179,48 @@ def read_network(args: argparse.Namespace) -> TransportNetwork:
         )
     if args.graph:
         return TransportNetwork.from_graphml(args.graph, args.demand)
+    if isinstance(args.network, Path):
+        positions = args.network / "nodes.csv"
+        return TransportNetwork.from_csv(
+            args.network / "links.csv",
+            args.network / "demand.csv",
+            positions if positions.exists() else None,
+            name=args.network.resolve().name,
+        )
     if args.network in NETWORKS:
         return NETWORKS[args.network]()
     return random_network(int(args.network.partition(":")[2]), seed=args.seed)
 
 
+def read_limit(
+    given: float | Path | None, table: pd.DataFrame, columns: tuple[str, str, str], default: float
+) -> np.ndarray | float | None:
+    """A limit of all links or pairs, or of each by a file; those that it leaves out have none."""
+    if not isinstance(given, Path):
+        return given
+    *ends, column = columns
+    rows = read_csv(given, columns)
+    names = [tuple(map(str, pair)) for pair in zip(*(table[end] for end in ends), strict=True)]
+    place = {pair: number for number, pair in enumerate(names)}
+    values = np.full(len(table), default)
+    for line, cells in rows.iterrows():
+        pair = tuple(cells[end] for end in ends)
+        if pair not in place:
+            kind = "link" if ends[0] == "i" else "pair with a demand"
+            raise OptionError(
+                f"{given}, line {line}: the network has no {kind} from {pair[0]!r} to {pair[1]!r}"
+            )
+        try:
+            values[place[pair]] = float(cells[column])
+        except ValueError as error:
+            raise OptionError(
+                f"{given}, line {line}, column {column}: {cells[column]!r} is not a number"
+            ) from error
+    return values
+
+
 def read_start(args: argparse.Namespace, network: TransportNetwork) -> np.ndarray:
-    even = np.full(len(network.tail), network.demand.sum() / len(network.tail) / 4)
+    even = transport_start(network)[0].numpy()
     if args.start == "even":
         return even
     if args.start == "random":

@@ -82,7 +82,9 @@ def plain(text: str) -> str:
 def _positions(network) -> np.ndarray:
     if network.positions is None:
         graph = network.to_graph().to_undirected()
-        layout = networkx.kamada_kawai_layout(graph, weight="travel_cost")
+        # Lengths of zero leave no layout.
+        weight = "travel_cost" if network.travel_cost.min() > 0 else None
+        layout = networkx.kamada_kawai_layout(graph, weight=weight)
         return np.array([layout[node] for node in network.nodes])
     at = network.positions[["x", "y"]].to_numpy()
     if network.name == "seville":  # degrees
@@ -132,7 +134,7 @@ def _colours(plan, built: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _norm(colour: np.ndarray) -> Normalize:
     """Few tolls may be far larger than the others, and the smallest are rounding errors."""
-    return Normalize(0.0, max(np.percentile(colour, 97), 1e-3))
+    return Normalize(0.0, max(np.percentile(colour, 97), 1e-3) if len(colour) else 1.0)
 
 
 def _draw_nodes(axes, at: np.ndarray, nodes, radius: float) -> None:

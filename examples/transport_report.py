@@ -91,7 +91,8 @@ def table(plan: Plan) -> str:
         f"{network.name}: {len(network.nodes)} nodes, {len(network.tail)} candidate links, "
         f"{len(network.origin)} pairs\n\n{pd.DataFrame(rows).T.to_string()}\n\n"
         "Profits, shares and capacities are those of the passengers' exact answer, certified by\n"
-        "its primal-dual gap. Seconds are counted from the beginning."
+        "its primal-dual gap. Lower gaps are BLOCC's at its last penalty, else this certificate.\n"
+        "Seconds are counted from the beginning, of a resumed run from where it was resumed."
     )
 
 

@@ -204,9 +204,38 @@ def test_a_graph_is_planned_within_limits(tables):
     assert within_limits(tables / "out") > 0.5
 
 
+def test_a_folder_is_planned_with_limits_of_its_links_and_pairs(tables):
+    (tables / "ceilings.csv").write_text("i,j,ceiling\n1,2,0.4\n")
+    (tables / "shares.csv").write_text("o,dest,share\n2,1,0.6\n")
+    finished = run(
+        "seville_transport.py", "--network", tables, "--ceiling", tables / "ceilings.csv",
+        "--least-share", tables / "shares.csv", "--quick", "--out", tables / "out",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    plan = pd.read_csv(tables / "out" / "plan.csv").set_index(["i", "j"])
+    pairs = pd.read_csv(tables / "out" / "pairs.csv").set_index(["o", "dest"])
+    assert plan.loc[(1, 2), "capacity"] == pytest.approx(0.4, abs=1e-3)
+    assert pairs.loc[(2, 1), "share"] >= 0.6 - 1e-5
+    assert plan.loc[(2, 1), "capacity"] > 0.6
+
+
+def test_a_network_on_which_nothing_pays_is_drawn_without_links(tables):
+    text = pd.read_csv(tables / "demand.csv").assign(m=0.0)
+    text.to_csv(tables / "demand.csv", index=False)
+    pd.read_csv(tables / "links.csv").assign(d=0.0).to_csv(tables / "links.csv", index=False)
+    finished = run("seville_transport.py", "--network", tables, "--quick", "--out", tables / "out")
+    assert finished.returncode == 0, finished.stderr
+    assert "No link pays for itself" in finished.stdout
+    assert (tables / "out" / "map.png").stat().st_size > 5_000
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--ceiling", "none.csv"], "none.csv does not exist"),
+        (["--ceiling", "links.csv"], "links.csv has no column 'ceiling'"),
+        (["--least-share", "odd.csv"], "odd.csv, line 3: the network has no pair with a demand"),
+        (["--least-share", "bad_shares.csv"], "line 2, column share: 'half' is not a number"),
         (["--demand", "demand.csv", "--links", "none.csv"], "none.csv does not exist"),
         (["--demand", "bad.csv", "--links", "links.csv"], "bad.csv line 2, column w"),
         (["--start", "published"], "OptionError: --start published is for --network seville"),
@@ -220,6 +249,8 @@ def test_mistakes_are_named_without_a_traceback_and_write_nothing(
     monkeypatch.chdir(tables)
     text = (tables / "demand.csv").read_text()
     (tables / "bad.csv").write_text(text.replace("1.0", "many", 1))
+    (tables / "odd.csv").write_text("o,dest,share\n1,2,0.1\n1,77,0.1\n")
+    (tables / "bad_shares.csv").write_text("o,dest,share\n1,2,half\n")
     finished = run("seville_transport.py", *options, "--out", "out")
     assert finished.returncode == 1
     assert message in finished.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import networkx as nx
 import numpy as np
 import pandas as pd
@@ -164,6 +166,25 @@ def test_capacities_are_checked() -> None:
     for value in (-1.0, np.nan, np.inf):
         with pytest.raises(ProblemError, match=f"capacity of link 2 → 1 is {value}"):
             assess(network, [1.0, value, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_an_answer_that_is_not_certified_is_sought_by_shorter_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, solve = [], exact._solve
+
+    def failing(*args: Any) -> Any:
+        steps.append(args[-1])
+        if len(steps) < 3:
+            raise ResponseError("stalled")
+        return solve(*args)
+
+    expected = assess(nine_node(), np.full(30, 2.0))
+    monkeypatch.setattr(exact, "_solve", failing)
+    found = assess(nine_node(), np.full(30, 2.0))
+    assert steps == [0.9, 0.8, 0.7]
+    assert found.profit == pytest.approx(expected.profit, rel=1e-6)
+    assert found.gap <= 1e-7
 
 
 def test_an_answer_that_cannot_be_certified_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

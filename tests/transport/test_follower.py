@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,17 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from bilevel.errors import VariableError
+from bilevel.errors import ResponseError, VariableError
 from bilevel.problems.transport import (
     Equilibrium,
     Passengers,
     RoutePool,
     TransportNetwork,
     assess,
+    follower,
     nine_node,
     random_network,
     three_node,
 )
+from bilevel.problems.transport.capacity import ChosenCapacity
 from bilevel.problems.transport.routes import RouteFinder, RouteLayout
 
 costs = st.floats(0.0, 8.0)
@@ -187,3 +192,56 @@ def test_what_no_one_can_respond_to_is_refused(wrong: dict[str, object], message
     given = {"capacity": np.ones(6), "utility": network.alternative_cost, **wrong}
     with pytest.raises(VariableError, match=message):
         Passengers(network).respond(**given, pool=RoutePool(network))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("least", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("seed", range(3))
+def test_high_least_shares_are_kept_whatever_a_pairs_demand(least: float, seed: int) -> None:
+    network = random_network(8, seed=seed)
+    random = np.random.default_rng(seed)
+    pairs = network.pairs.assign(
+        w=10.0 ** random.uniform(-2, 1, len(network.pairs)), u=network.alternative_cost + 9.0
+    )
+    network = TransportNetwork(network.links, pairs)
+    free, bound = np.full(len(network.tail), 1e-4), np.full(len(network.tail), np.inf)
+    capacity = ChosenCapacity(
+        price=np.ones(len(free)), center=free, proximal=0.0, lower=free, upper=bound,
+        unit_cost=network.construction_cost, budget=np.inf,
+    )  # fmt: skip
+    answer = Passengers(network).solve(
+        capacity, network.alternative_cost, np.full(len(pairs), least), RoutePool(network)
+    )
+    assert answer.share.min() >= least - 1e-7
+    assert (answer.load <= answer.capacity * (1 + 1e-6)).all()
+
+
+def test_tolls_that_are_far_from_the_solution_cost_a_second_attempt_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, attempts = nine_node(), []
+    solve = follower.solve_routes
+
+    def stalling(*args: Any, warm: bool, **options: Any) -> Iterator[Any]:
+        attempts.append(warm)
+        if warm and len(attempts) == 1:
+            raise ResponseError("stalled")
+        yield from solve(*args, warm=warm, **options)
+
+    monkeypatch.setattr(follower, "solve_routes", stalling)
+    capacity = np.full(30, 3.0)
+    passengers = Passengers(network)
+    far = passengers.respond(
+        capacity, network.alternative_cost, RoutePool(network), toll=np.full(30, 50.0)
+    )
+    assert attempts[:2] == [True, False]
+    np.testing.assert_allclose(far.share, respond(network, capacity).share, atol=1e-6)
+
+    def failing(*args: Any, **options: Any) -> Iterator[Any]:
+        yield from ()
+        raise ResponseError("stalled")
+
+    monkeypatch.setattr(follower, "solve_routes", failing)
+    with pytest.raises(ResponseError, match="stalled"):
+        passengers.respond(
+            capacity, network.alternative_cost, RoutePool(network), toll=np.full(30, 50.0)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -367,3 +368,9 @@ class TestInstances:
             random_network(2, seed=0)
         with pytest.raises(OptionError, match="seed=-1"):
             random_network(5, seed=-1)
+
+
+@pytest.mark.parametrize("graph", [None, three_node().links, 3])
+def test_what_is_no_graph_is_named(graph: Any) -> None:
+    with pytest.raises(ProblemError, match=r"graph: found \w+, expected a networkx.DiGraph"):
+        TransportNetwork.from_graph(graph, three_node().pairs)

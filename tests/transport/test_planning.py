@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,35 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bilevel.callbacks import Record
-from bilevel.errors import InfeasibleError, OptionError, ProblemError
+from bilevel import BLOCC
+from bilevel.callbacks import Callback, Record
+from bilevel.errors import (
+    CheckpointError,
+    InfeasibleError,
+    NotApplicableError,
+    OptionError,
+    ProblemError,
+    ResponseError,
+)
 from bilevel.problems.transport import (
+    Passengers,
     Plan,
     PlanLimits,
+    TransportNetwork,
     TrueProfit,
     assess,
     nine_node,
     plan_network,
+    planning,
     polish_tolls,
     random_network,
     seville,
+    seville_start,
     three_node,
+    toll_plan,
+    toll_profit,
     transport_problem,
+    transport_start,
 )
 from bilevel.state import State
 
@@ -42,7 +58,7 @@ def test_three_nodes_reach_the_optimum() -> None:
 def nine() -> Plan:
     network = nine_node()
     return plan_network(
-        network, steps=60, first_penalties=(0.3,), callbacks=[TrueProfit(network, every=59)]
+        network, steps=60, first_penalties=(0.3,), callbacks=[TrueProfit(network, every=20)]
     )
 
 
@@ -109,7 +125,7 @@ def test_a_profit_is_that_of_the_exact_check(nine: Plan) -> None:
 
 def test_the_polish_reaches_the_best_known(nine: Plan) -> None:
     found = polish_tolls(nine_node(), nine.assessment.toll, rounds=3, seed=0)
-    assert assess(nine_node(), found.plan.load).profit >= nine.assessment.profit - 1e-4
+    assert assess(nine_node(), found.plan.load).profit >= 17.2845
 
 
 @pytest.mark.parametrize(
@@ -165,7 +181,19 @@ def test_limits_out_of_range_are_named(limits: dict[str, object], message: str) 
 
 
 @pytest.mark.parametrize(
-    "begin", [plan_network, transport_problem, lambda graph: assess(graph, 1.0)]
+    "begin",
+    [
+        plan_network,
+        transport_problem,
+        transport_start,
+        Passengers,
+        TrueProfit,
+        seville_start,
+        lambda graph: assess(graph, 1.0),
+        lambda graph: polish_tolls(graph, 1.0),
+        lambda graph: toll_plan(graph, 1.0),
+        lambda graph: toll_profit(graph, 1.0),
+    ],
 )
 def test_a_graph_that_was_not_made_into_a_network_is_named(begin: Callable[[Any], object]) -> None:
     with pytest.raises(ProblemError, match=r"network: found DiGraph, expected a TransportNetwork"):
@@ -236,6 +264,8 @@ def test_where_passengers_do_not_serve_a_planner_the_violation_says_so() -> None
         ({"first_penalties": ()}, r"first_penalties=\(\), expected one penalty or more"),
         ({"first_penalties": 3.0}, "first_penalties=3.0, expected one penalty or more"),
         ({"first_penalties": (0.0,)}, "first_penalties=0.0"),
+        ({"first_penalties": (150.0,)}, "first_penalties: found 150, expected less than the last"),
+        ({"limits": 3.0}, r"limits=3.0, expected PlanLimits"),
         ({"callbacks": print}, r"callbacks=.*callbacks=\[\.\.\.\]"),
     ],
 )
@@ -245,11 +275,32 @@ def test_options_out_of_range_are_named(options: dict[str, object], message: str
 
 
 def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    network = three_node()
-    whole = plan_network(network, steps=30, first_penalties=(1.0,), checkpoints=tmp_path)
-    again = plan_network(network, steps=30, first_penalties=(1.0,), checkpoints=tmp_path)
-    np.testing.assert_array_equal(whole.blocc.capacity, again.blocc.capacity)
-    assert again.solution.steps == 30
+    network = nine_node()
+
+    def plan(folder: Path, *, steps: int = 24, **options: Any) -> Plan:
+        return plan_network(
+            network, steps=steps, first_penalties=(0.3,), trim=False, checkpoints=folder, **options
+        )
+
+    class Kill(Callback):
+        def on_step(self, run: Any) -> None:
+            if run.state.step == 15:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(tmp_path / "killed", callbacks=[Kill()])
+    steps: list[int] = []
+    resumed = plan(
+        tmp_path / "killed", resume=True, callbacks=[lambda record, _: steps.append(record["step"])]
+    )
+    assert min(steps) == 11  # the last checkpoint was that of step 10
+    whole = plan(tmp_path / "whole")
+    np.testing.assert_array_equal(resumed.blocc.capacity, whole.blocc.capacity)
+    assert list(resumed.solution.history["step"]) == list(whole.solution.history["step"])
+    with pytest.raises(CheckpointError, match="begun with steps=24, and this one has 30"):
+        plan(tmp_path / "whole", steps=30, resume=True)
+    with pytest.raises(CheckpointError, match="begun with data="):
+        plan(tmp_path / "whole", limits=PlanLimits(ceiling=9.0), resume=True)
 
 
 def test_other_networks_gain_from_a_plan() -> None:
@@ -283,3 +334,123 @@ def test_saved_runs_are_gone_on_with_only_where_that_is_asked_for(tmp_path: Path
     assert not list(tmp_path.glob("blocc-*.pt"))
     with pytest.raises(OptionError, match="give checkpoints="):
         plan_network(three_node(), resume=True)
+
+
+@pytest.mark.parametrize("money", [1e-4, 1e4])
+@pytest.mark.parametrize("passengers", [1e-2, 1e3])
+def test_units_of_money_and_demand_change_no_plan(money: float, passengers: float) -> None:
+    network = nine_node()
+    other = TransportNetwork(
+        network.links.assign(c=money * network.construction_cost),
+        network.pairs.assign(m=money * network.fare, w=passengers * network.demand),
+    )
+    options = {"steps": 25, "first_penalties": (0.1,), "polish": 2}
+    expected, found = (plan_network(each, **options) for each in (network, other))
+    profits = [plan.stages["profit"].to_numpy() for plan in (expected, found)]
+    np.testing.assert_allclose(profits[1][:2], money * passengers * profits[0][:2], rtol=1e-4)
+    # The search compares profits that differ by rounding.
+    assert profits[1][2] == pytest.approx(money * passengers * profits[0][2], rel=5e-3)
+
+
+def test_limits_that_bind_nowhere_change_no_plan() -> None:
+    network = nine_node()
+    limits = PlanLimits(budget=1e9, ceiling=1e6, least_share=0.0)
+    start = np.full(30, 0.3)
+    free, limited = (polish_tolls(network, start, rounds=2, limits=each) for each in (None, limits))
+    assert limited.plan.profit == pytest.approx(free.plan.profit, rel=1e-9)
+
+
+def test_a_floor_of_the_planners_own_costs_no_link_that_carries_more() -> None:
+    network = nine_node()
+    bounds = PlanLimits(floor=1.0).of(network)
+    capacity = np.full(30, 1.0)
+    capacity[:2] = 1.001, 1.9
+    np.testing.assert_array_equal(bounds.built(capacity), np.where(capacity > 1, capacity, 0.0))
+    plan = plan_network(network, PlanLimits(floor=1.0), steps=20, first_penalties=(0.1,))
+    assert ((plan.blocc.capacity > 1.0) | (plan.blocc.capacity == 0.0)).all()
+    assert ((plan.blocc.capacity > 1.0) & (plan.blocc.capacity < 2.0)).any()
+
+
+def test_profits_are_certified_to_a_thousandth(nine: Plan) -> None:
+    for plan in (
+        nine,
+        plan_network(three_node(), steps=30),
+        plan_network(random_network(12, seed=0)),
+    ):
+        for stage in (plan.blocc, plan.trimmed):
+            assert stage is not None
+            assert stage.profit_error <= 1e-3 * stage.profit
+
+
+def test_a_run_that_goes_on_with_larger_shares_counts_all_of_it() -> None:
+    limits = PlanLimits(budget=60.0, ceiling=6.0, least_share=0.02)
+    plan = plan_network(nine_node(), limits, steps=25, first_penalties=(0.1,))
+    assert plan.runs["repeats"].item() >= 1
+    history = plan.solution.history
+    for column in ("step", "seconds", "gradient_evaluations"):
+        assert history[column].is_monotonic_increasing
+    assert plan.solution.steps == history["step"].iloc[-1] > 25
+    assert plan.solution.gradient_evaluations >= history["gradient_evaluations"].iloc[-1]
+    assert plan.solution.seconds >= history["seconds"].iloc[-1]
+
+
+def test_of_the_repeats_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    violations = iter([0.1, 0.02, 0.05, *[0.06] * 20])
+    real, asked = planning.assess, []
+
+    def pretending(network: TransportNetwork, capacity: np.ndarray) -> Any:
+        found = real(network, capacity)
+        share = np.full(6, 0.5 - next(violations))
+        asked.append(capacity)
+        return dataclasses.replace(found, share=share)
+
+    monkeypatch.setattr(planning, "assess", pretending)
+    network = TransportNetwork(three_node().links, three_node().pairs.assign(u=20.0))
+    plan = plan_network(
+        network, PlanLimits(least_share=0.5), steps=8, first_penalties=(0.1,), trim=False
+    )
+    assert plan.violation == pytest.approx(0.02)
+    np.testing.assert_array_equal(plan.blocc.capacity, asked[1])
+    assert plan.runs["repeats"].item() >= 2
+    assert plan.solution.steps == plan.solution.history["step"].iloc[-1] > 8
+
+
+def test_a_trimmed_plan_that_cannot_be_assessed_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = planning.assess, []
+
+    def failing(network: TransportNetwork, capacity: np.ndarray) -> Any:
+        calls.append(capacity)
+        if len(calls) > 1:
+            raise ResponseError("not certified")
+        return real(network, capacity)
+
+    monkeypatch.setattr(planning, "assess", failing)
+    with pytest.warns(UserWarning, match="a plan was left out: not certified"):
+        plan = plan_network(three_node(), steps=10, first_penalties=(0.1,))
+    assert plan.assessment is plan.blocc
+
+
+def test_where_nothing_pays_nothing_is_built() -> None:
+    network = TransportNetwork(three_node().links, three_node().pairs.assign(m=0.0))
+    plan = plan_network(network, steps=10, polish=1)
+    assert not plan.assessment.capacity.any()
+    assert plan.assessment.profit == 0.0
+
+
+def test_first_order_steps_refuse_least_shares() -> None:
+    problem = transport_problem(three_node(), PlanLimits(least_share=0.1))
+    with pytest.raises(NotApplicableError, match="DifferenceOfConvex"):
+        BLOCC(penalty=3.0, upper_lr=0.1).solve(problem, *transport_start(three_node()), max_steps=3)
+
+
+@pytest.mark.parametrize("start", [-1.0, np.nan, [1.0, 2.0], "wide"])
+def test_a_start_that_makes_no_sense_is_named(start: Any) -> None:
+    with pytest.raises(ProblemError, match="capacity"):
+        plan_network(three_node(), start=start)
+
+
+def test_a_network_of_24_nodes_need_not_be_sevilles() -> None:
+    with pytest.raises(ProblemError, match="is not the network of seville"):
+        seville_start(random_network(24, seed=0))

@@ -167,7 +167,7 @@ def test_variables_of_another_form_are_refused() -> None:
         solver.solve(problem, a, {**y, "flow": y["flow"][:, :2]})
     with pytest.raises(DomainError):
         solver.solve(problem, -a, y)
-    for capacity in (-1.0, None, "many", [1.0, 2.0]):
+    for capacity in (-1.0, np.nan, "many", [1.0, 2.0]):
         with pytest.raises(ProblemError, match="capacity"):
             transport_start(network, capacity)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="commodities='origins'"):

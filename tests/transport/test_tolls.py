@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from bilevel.problems.transport import (
 from bilevel.problems.transport.limits import PlanLimits
 from bilevel.problems.transport.tolls import toll_plan, toll_profit
 from bilevel.problems.transport.tolls_links import link_candidates
+from bilevel.problems.transport.tolls_routes import cheapest_routes
 from bilevel.problems.transport.tolls_routing import routing_model
 from bilevel.problems.transport.tolls_search import polish_tolls
 
@@ -44,6 +46,56 @@ def shortest(network: TransportNetwork, toll: np.ndarray) -> np.ndarray:
     price = (network.travel_cost + toll)[built]
     graph = csr_array((price, (network.tail[built], network.head[built])), shape=(size, size))
     return dijkstra(graph)[network.origin, network.destination]
+
+
+class TestRoutes:
+    @given(seed=seeds)
+    @settings(max_examples=20)
+    def test_they_are_those_of_all_simple_paths(self, seed: int) -> None:
+        network = nine_node()
+        toll = tolls(network, seed)
+        routes = cheapest_routes(network, toll)
+        taken, first = routes.walk(network)
+        graph = networkx.DiGraph()
+        for link in np.flatnonzero(np.isfinite(toll)):
+            price = network.travel_cost[link] + toll[link]
+            graph.add_edge(network.tail[link], network.head[link], price=price, link=link)
+        for o in range(9):
+            for t in range(9):
+                paths = (
+                    list(networkx.all_simple_edge_paths(graph, o, t))
+                    if o != t and o in graph and t in graph
+                    else []
+                )
+                if not paths:
+                    assert routes.last[o, t] == first[o, t] == -1
+                    assert routes.price[o, t] == (0.0 if o == t else np.inf)
+                    continue
+                links = [[graph.edges[edge]["link"] for edge in path] for path in paths]
+                prices = [sum(graph.edges[edge]["price"] for edge in path) for path in paths]
+                used = np.flatnonzero(taken[o, t])
+                assert routes.price[o, t] == pytest.approx(min(prices), abs=1e-6)
+                assert sorted(used) in [
+                    sorted(path) for path, price in zip(links, prices, strict=True)
+                    if price <= min(prices) + 1e-5
+                ]  # fmt: skip
+                assert routes.cost[o, t] == pytest.approx(network.construction_cost[used].sum())
+                assert routes.price[o, t] == pytest.approx(
+                    (network.travel_cost + np.where(np.isfinite(toll), toll, 0.0))[used].sum(),
+                    abs=1e-9,
+                )
+                assert network.tail[first[o, t]] == o
+                assert network.head[routes.last[o, t]] == t
+
+    @given(seed=seeds, link=st.integers(0, 29))
+    @settings(max_examples=30)
+    def test_without_a_link_they_are_those_at_an_infinite_toll(self, seed: int, link: int) -> None:
+        network = nine_node()
+        toll = tolls(network, seed)
+        found = cheapest_routes(network, toll).without(network, toll, link)
+        toll[link] = np.inf
+        for one, other in zip(found, cheapest_routes(network, toll), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 class TestProfit:
@@ -116,7 +168,8 @@ class TestOneLink:
     def test_profits_of_the_candidates_are_exact(self, seed: int, link: int) -> None:
         network = nine_node()
         toll = tolls(network, seed)
-        candidates, profits = link_candidates(network, toll, link)
+        routes = cheapest_routes(network, toll)
+        candidates, profits = link_candidates(network, toll, link, routes)
         for candidate, profit in list(zip(candidates, profits, strict=True))[::5]:
             toll[link] = candidate
             assert toll_profit(network, toll) == pytest.approx(profit, abs=1e-5)
@@ -126,7 +179,7 @@ class TestOneLink:
     def test_no_toll_on_a_fine_grid_beats_the_candidates(self, seed: int, link: int) -> None:
         network = nine_node()
         toll = tolls(network, seed)
-        best = link_candidates(network, toll, link)[1].max()
+        best = link_candidates(network, toll, link, cheapest_routes(network, toll))[1].max()
         for candidate in np.linspace(0.0, 6.0, 101):
             toll[link] = candidate
             assert toll_profit(network, toll) <= best + 1e-2

@@ -35,6 +35,7 @@ class Solver(BaseSolver):
             transport_problem(self.network),
             *transport_start(self.network, self.start),
             max_steps=steps,
+            log_every=self.steps,  # a logged step has one more response
             progress=False,
         )
         return solution.x.numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from functools import cached_property
 
 import numpy as np
@@ -12,91 +11,56 @@ import numpy.typing as npt
 from bilevel.problems.transport.routes import Array
 
 
-class Capacity(ABC):
-    r"""A part of the objective in a alone, bounds :math:`v(a) \ge 0`, and rows with the loads.
+class Capacity:
+    r"""Capacities a that do not move.
 
-    The rows are :math:`\ell \le a`, one a link, and below them :math:`0 \le R a + r`.
+    What a program knows of them: a part of its objective in a alone, bounds :math:`v(a) \ge 0`, and
+    beside the loads' rows :math:`\ell \le a` others, :math:`0 \le R a + r`; here there are none.
+
+    Parameters
+    ----------
+    capacity : array of shape (E,)
     """
 
+    def __init__(self, capacity: Array) -> None:
+        self.capacity = capacity
+
     @property
-    @abstractmethod
     def rows(self) -> Array:
         """R, of shape (m, E)."""
-
-    @property
-    @abstractmethod
-    def offset(self) -> Array:
-        """r, of shape (m,)."""
-
-    @abstractmethod
-    def scaled(self, unit: float) -> Capacity:
-        """The same with capacities, and the objective, in multiples of ``unit``."""
-
-    @abstractmethod
-    def start(self, target: Array, distance: float) -> Array:
-        """Capacities near to a target, and where there is room at a distance from the bounds."""
-
-    @abstractmethod
-    def values(self, a: Array) -> Array:
-        """v(a)."""
-
-    @abstractmethod
-    def balance(self, slope: Array) -> Array:
-        """Multipliers of the bounds, not all positive, that balance a slope as far as they can."""
-
-    @abstractmethod
-    def change(self, da: Array) -> Array:
-        """The change of v with a."""
-
-    @abstractmethod
-    def adjoint(self, multipliers: Array) -> Array:
-        """The transpose of v's derivative, times multipliers."""
-
-    @abstractmethod
-    def slope(self, a: Array, pull: Array) -> Array:
-        """Gradient of the objective, less a pull; zero where a does not move."""
-
-    @abstractmethod
-    def mobility(self, weights: Array) -> Array:
-        """Inverse of the objective's Hessian with the weighted bounds', which is diagonal."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class GivenCapacity(Capacity):
-    """Capacities that do not move."""
-
-    capacity: Array
-
-    @property
-    def rows(self) -> Array:
         return np.zeros((0, len(self.capacity)))
 
     @property
     def offset(self) -> Array:
+        """r, of shape (m,)."""
         return np.zeros(0)
 
     def scaled(self, unit: float) -> Capacity:
-        return GivenCapacity(self.capacity / unit)
+        """The same with capacities, and the objective, in multiples of ``unit``."""
+        return Capacity(self.capacity / unit)
 
     def start(self, target: Array, distance: float) -> Array:
+        """Capacities near to a target, and where there is room at a distance from the bounds."""
         return self.capacity
 
     def values(self, a: Array) -> Array:
-        return np.zeros(0)
-
-    def balance(self, slope: Array) -> Array:
+        """v(a)."""
         return np.zeros(0)
 
     def change(self, da: Array) -> Array:
+        """The derivative of v, times a vector."""
         return np.zeros(0)
 
     def adjoint(self, multipliers: Array) -> Array:
+        """The transpose of v's derivative, times multipliers."""
         return np.zeros_like(self.capacity)
 
     def slope(self, a: Array, pull: Array) -> Array:
+        """Gradient of the objective, less a pull; zero where a does not move."""
         return np.zeros_like(self.capacity)
 
     def mobility(self, weights: Array) -> Array:
+        """Inverse of the objective's Hessian with the weighted bounds', which is diagonal."""
         return np.zeros_like(self.capacity)
 
 
@@ -156,9 +120,6 @@ class ChosenCapacity(Capacity):
 
     def values(self, a: Array) -> Array:
         return np.concatenate([a - self.lower, (self.upper - a)[self._bounded]])
-
-    def balance(self, slope: Array) -> Array:
-        return np.concatenate([slope, -slope[self._bounded]])
 
     def change(self, da: Array) -> Array:
         return np.concatenate([da, -da[self._bounded]])

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bilevel.errors import VariableError
+from bilevel.errors import ResponseError, VariableError
 from bilevel.options import check_positive
-from bilevel.problems.transport.capacity import Capacity, GivenCapacity
+from bilevel.problems.transport.capacity import Capacity
 from bilevel.problems.transport.interior_point import RoutePoint, RouteProgram, solve_routes
-from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.network import TransportNetwork, require_network
 from bilevel.problems.transport.routes import (
     Array,
     RouteFinder,
@@ -84,7 +84,8 @@ class Passengers:
     network : TransportNetwork
     tolerance : float
         Of the interior-point method, in units of the mean demand; a route that was not generated is
-        shorter than those used by no more than 1e-8 of the tolls.
+        shorter than those used by no more than ten times as much, relative to the largest toll
+        where that is above 1.
     """
 
     network: TransportNetwork
@@ -92,6 +93,7 @@ class Passengers:
     _find: RouteFinder = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        require_network(self.network)
         check_positive("tolerance", self.tolerance)
         object.__setattr__(self, "_find", RouteFinder(self.network))
 
@@ -123,7 +125,7 @@ class Passengers:
         utility = _checked("utility", utility, pairs)
         if toll is not None:
             toll = _checked("toll", toll, links, least=0.0)
-        return self.solve(GivenCapacity(capacity), utility, np.zeros(pairs), pool, toll)
+        return self.solve(Capacity(capacity), utility, np.zeros(pairs), pool, toll)
 
     def solve(
         self,
@@ -150,17 +152,24 @@ class Passengers:
             travel = layout.routes @ network.travel_cost
             program = RouteProgram(layout, travel, demand, utility, least * demand, scaled)
             added = 0
-            for accuracy, point in zip(
+            points = zip(
                 tolerances,
                 solve_routes(program, toll, warm=warm, tolerances=tolerances),
                 strict=True,
-            ):
-                shortest = self._find(network.travel_cost + point.toll)
-                known = np.minimum.reduceat(travel + layout.routes @ point.toll, layout.first)
-                slack = 10 * accuracy * max(1.0, float(point.toll.max()))
-                added = pool.add(shortest, known - shortest.cost > slack)
-                if added:
-                    break
+            )
+            try:
+                for accuracy, point in points:
+                    shortest = self._find(network.travel_cost + point.toll)
+                    known = np.minimum.reduceat(travel + layout.routes @ point.toll, layout.first)
+                    slack = 10 * accuracy * max(1.0, float(point.toll.max()))
+                    added = pool.add(shortest, known - shortest.cost > slack)
+                    if added:
+                        break
+            except ResponseError:
+                if not warm:
+                    raise
+                toll, warm = np.ones(len(toll)), False  # the tolls were far from the solution
+                continue
             toll, warm = point.toll, True
             if not added:
                 return self._equilibrium(point, shortest, layout, unit)

@@ -19,6 +19,8 @@ _COORDINATES = (("x", "y"), ("lon", "lat"))
 
 def link_table(graph: networkx.Graph, travel_cost: str, construction_cost: str) -> pd.DataFrame:
     """Make the table of links of a graph; an undirected edge is two links."""
+    if not hasattr(graph, "is_multigraph"):
+        raise ProblemError(f"graph: found {type(graph).__name__}, expected a networkx.DiGraph")
     if graph.is_multigraph():
         raise ProblemError(
             f"the graph is a {type(graph).__name__}; parallel links are not supported: merge them, "

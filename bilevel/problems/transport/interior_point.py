@@ -151,11 +151,12 @@ class _Iterate:
         share = odds / layout.per_pair(odds)[layout.local]
         # On the central path a route that is not worth its cost carries product / (its loss).
         loss = excess + np.maximum(shortest - program.utility, 0.0)[layout.local]
-        spread = np.minimum(product, 0.1 * w / layout.count)[layout.local] / (1.0 + loss)
         served = 0.8 * w / (1 + np.exp(np.clip(shortest - program.utility, -700.0, 700.0)))
         self.bounded = np.flatnonzero(program.least > 0)
-        short = np.maximum(program.least + 1e-3 * (w - program.least) - served, 0.0)
-        h = share * (served + short)[layout.local] + spread
+        served = np.maximum(served, program.least + 1e-3 * (w - program.least))
+        most = np.minimum(0.1 * w, 0.5 * (w - served)) / layout.count
+        spread = np.minimum(product, most)[layout.local] / (1.0 + loss)
+        h = share * served[layout.local] + spread
         self.values = [h]
         self._add_up()
         self.unserved = w - self.q
@@ -166,7 +167,7 @@ class _Iterate:
         self.values += [spare, margin, capacity.values(self.a)]
         dual = np.maximum(dual, product / spare)
         slope = capacity.slope(self.a, _adjoint(capacity, dual))
-        of_bounds = np.maximum(capacity.balance(slope), product / self.values[3])
+        of_bounds = np.maximum(capacity.change(slope), product / self.values[3])
         self.multipliers = [np.zeros_like(h), dual, product / margin, of_bounds]
         self.multipliers[0] = np.maximum(self.dual_residual(), product / h)
 

@@ -52,11 +52,6 @@ class PlanLimits:
         _numbers("ceiling", self.ceiling)
         _numbers("least_share", self.least_share)
 
-    @property
-    def absent(self) -> bool:
-        """Whether there is none but the floor."""
-        return self.ceiling is None and self.budget is None and self.least_share is None
-
     def of(self, network: TransportNetwork) -> Bounds:
         """The limits as arrays that fit a network.
 
@@ -74,7 +69,8 @@ class PlanLimits:
         links, pairs = len(network.tail), len(network.origin)
         upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
         least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")
-        floor = 1e-5 * float(np.mean(network.demand)) if self.floor is None else self.floor
+        mean = float(np.mean(network.demand))
+        floor = 1e-5 * mean if self.floor is None else self.floor
         lower = np.full(links, floor)
         if not np.all(upper > 0):
             raise OptionError(f"ceiling: found {np.min(upper):g}, expected positive capacities")
@@ -94,37 +90,74 @@ class PlanLimits:
                 f"least_share: found {least[(least < 0) | (least >= 1)][0]:g}, expected shares of "
                 "at least 0 and below 1"
             )
-        self._require_attainable(network, least)
-        bounds = Bounds(lower, upper, budget, least)
-        _require_consistent(network, bounds)
+        bounds = Bounds(lower, upper, budget, least, negligible=1e-4 * mean)
+        require_attainable(network, bounds)
         return bounds
-
-    def _require_attainable(self, network: TransportNetwork, least: Array) -> None:
-        cost = RouteFinder(network)(network.travel_cost).cost
-        largest = 1 / (1 + np.exp(np.minimum(cost - network.alternative_cost, 700.0)))
-        beyond = np.flatnonzero(least >= largest)
-        if len(beyond):
-            k = beyond[0]
-            o, dest = (network.nodes[ends[k]] for ends in (network.origin, network.destination))
-            raise ProblemError(
-                f"least_share: {least[k]:g} of the demand from {o!r} to {dest!r} is to be served, "
-                f"and with ample capacity {largest[k]:.4g} would travel by the network "
-                f"({len(beyond)} such pairs): lower these shares, or the links' travel costs"
-            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bounds:
-    """Limits as arrays: capacities (E,), the budget, infinite where absent, shares (K,)."""
+    """Limits as arrays: capacities (E,), the budget, infinite where absent, shares (K,).
+
+    A capacity that exceeds the floor by less than nine times the floor, and less than
+    ``negligible``, is what a search leaves on a link that it does not build.
+    """
 
     lower: Array
     upper: Array
     budget: float
     least_share: Array
+    negligible: float
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is none but the floor."""
+        bounded = np.isfinite(self.budget) or np.any(np.isfinite(self.upper))
+        return not (bounded or np.any(self.least_share > 0))
 
     def built(self, capacity: Array) -> Array:
-        """A plan without the links that a search has left at the floor, up to twice as much."""
-        return np.where(capacity > 2 * self.lower, capacity, 0.0)
+        """A plan without the links that a search has left at the floor."""
+        left = self.lower + np.minimum(9 * self.lower, self.negligible)
+        return np.where(capacity > left, capacity, 0.0)
+
+    def violation(self, capacity: Array, cost: float, share: Array) -> float:
+        """Largest excess over a ceiling or the budget, relative to them, or shortfall of a share.
+
+        Zero where a plan keeps all.
+        """
+        over = (capacity / self.upper - 1).max()
+        return float(max(0.0, over, cost / self.budget - 1, (self.least_share - share).max()))
+
+
+def bounds_of(network: TransportNetwork, limits: PlanLimits | Bounds | None) -> Bounds:
+    """Limits as arrays; those that are, or none, included."""
+    if isinstance(limits, Bounds):
+        return limits
+    if not isinstance(limits, PlanLimits | None):
+        raise OptionError(f"limits={limits!r}, expected PlanLimits(...)")
+    return (PlanLimits() if limits is None else limits).of(network)
+
+
+def require_attainable(network: TransportNetwork, bounds: Bounds) -> None:
+    """Refuse least shares that no tolls, or no capacities within the other limits, allow.
+
+    Raises
+    ------
+    ProblemError, InfeasibleError
+        As :meth:`PlanLimits.of`.
+    """
+    cost = RouteFinder(network)(network.travel_cost).cost
+    largest = 1 / (1 + np.exp(np.minimum(cost - network.alternative_cost, 700.0)))
+    beyond = np.flatnonzero(bounds.least_share >= largest)
+    if len(beyond):
+        k = beyond[0]
+        o, dest = (network.nodes[ends[k]] for ends in (network.origin, network.destination))
+        raise ProblemError(
+            f"least_share: {bounds.least_share[k]:g} of the demand from {o!r} to {dest!r} is to be "
+            f"served, and with ample capacity {largest[k]:.4g} would travel by the network "
+            f"({len(beyond)} such pairs): lower these shares, or the links' travel costs"
+        )
+    _require_consistent(network, bounds)
 
 
 def _require_consistent(network: TransportNetwork, bounds: Bounds) -> None:

@@ -12,14 +12,14 @@ from bilevel.errors import VariableError
 from bilevel.problem import BilevelProblem
 from bilevel.problems.transport.commodities import Commodities, Grouping
 from bilevel.problems.transport.follower import Passengers
-from bilevel.problems.transport.limits import PlanLimits
-from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.limits import Bounds, PlanLimits, bounds_of
+from bilevel.problems.transport.network import TransportNetwork, require_network
 from bilevel.problems.transport.response import PassengerResponse
 
 
 def transport_problem(
     network: TransportNetwork,
-    limits: PlanLimits | None = None,
+    limits: PlanLimits | Bounds | None = None,
     *,
     commodities: Grouping = "destinations",
     tolerance: float = 1e-9,
@@ -53,8 +53,8 @@ def transport_problem(
     Parameters
     ----------
     network : TransportNetwork
-    limits : PlanLimits, optional
-        Bounds on capacities, a budget, least shares.
+    limits : PlanLimits or Bounds, optional
+        Bounds on capacities, a budget, least shares. The latter are for difference-of-convex steps.
     commodities : {"destinations", "pairs"}
         What flows are told apart by. Those to one destination may be added up, for conservation is
         linear; told apart by pairs, the program has the variables and constraints of the source,
@@ -73,7 +73,7 @@ def transport_problem(
     -----
     Source: Jiang et al. 2024, arXiv:2406.10148, section 4.3.
     """
-    bounds = (limits or PlanLimits()).of(network)
+    bounds = bounds_of(network, limits)
     grouped = Commodities(network, commodities)
     c, d, w, u, m = (
         torch.from_numpy(each.copy())
@@ -134,7 +134,7 @@ def transport_problem(
 
 def transport_start(
     network: TransportNetwork,
-    capacity: float | npt.ArrayLike,
+    capacity: float | npt.ArrayLike | None = None,
     *,
     commodities: Grouping = "destinations",
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,7 +143,9 @@ def transport_start(
     Parameters
     ----------
     network : TransportNetwork
-    capacity : float or array of shape (E,)
+    capacity : float or array of shape (E,), optional
+        By default a quarter of all demand, spread evenly over the links: scarce ones, since ample
+        ones carry no toll that tells links apart.
     commodities : {"destinations", "pairs"}
         As in the problem.
 
@@ -152,7 +154,10 @@ def transport_start(
     ProblemError
         A capacity is no number >= 0, or there is not one a link.
     """
+    require_network(network)
     links, pairs = len(network.tail), len(network.origin)
+    if capacity is None:
+        capacity = 0.25 * network.demand.sum() / links
     if np.ndim(capacity) == 0:
         capacity = np.full(links, capacity)
     a = torch.from_numpy(network.per_link("capacity", capacity))

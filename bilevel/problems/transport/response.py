@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
+from bilevel.errors import NotApplicableError
 from bilevel.evaluation import Evaluation
 from bilevel.problem import BilevelProblem
 from bilevel.problems.transport.capacity import ChosenCapacity
@@ -57,7 +58,15 @@ class PassengerResponse(Response):
         ------
         ResponseError
             The tolerance was not reached.
+        NotApplicableError
+            First-order steps are to keep least shares, which depend on this response alone.
         """
+        if "upper_multipliers" in state.outer_state and np.any(self.bounds.least_share > 0):
+            raise NotApplicableError(
+                "least shares are kept by the difference-of-convex step alone, which chooses "
+                "capacities and passengers' answer together: use "
+                "BLOCC(outer=DifferenceOfConvex(extrapolation=0.9), ...), or plan_network()"
+            )
         network = self.passengers.network
         answer = self.passengers.respond(
             state.upper.vector(),

@@ -18,10 +18,10 @@ from scipy.sparse.csgraph import dijkstra
 from bilevel.datasets.remote import fetch
 from bilevel.errors import ProblemError
 from bilevel.extras import require
-from bilevel.problems.transport.network import TransportNetwork
+from bilevel.problems.transport.network import TransportNetwork, require_network
 from bilevel.problems.transport.tables import Array
 
-_STATIONS = 24
+_STATIONS, _LINKS = 24, 88
 _EARTH_RADIUS = 6371.0  # km
 _SPEED = 30.0  # km/h
 _COST_PER_MINUTE = 0.25
@@ -183,7 +183,8 @@ def seville_start(network: TransportNetwork) -> Array:
     ProblemError
         The network is not Seville's.
     """
-    if len(network.nodes) != _STATIONS:
+    require_network(network)
+    if len(network.nodes) != _STATIONS or len(network.tail) != _LINKS:
         raise ProblemError(f"{network!r} is not the network of seville(), for which the start is")
     return 15 + 25 * _draws(np.random.RandomState(_SEED))[network.tail, network.head]
 

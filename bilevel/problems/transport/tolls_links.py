@@ -1,4 +1,4 @@
-"""The profit as a function of one link's toll, the others fixed: all of its maxima at once."""
+"""The profit as a function of one link's toll, the others fixed: its jumps, and a grid between."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from scipy.special import expit
 
 from bilevel.problems.transport.network import TransportNetwork
 from bilevel.problems.transport.tables import Array
-from bilevel.problems.transport.tolls import cheapest_routes, pair_profits
+from bilevel.problems.transport.tolls import pair_profits
+from bilevel.problems.transport.tolls_routes import Routes
 
 SAMPLES = 25
 NEGLIGIBLE = 15.0  # At this much above the alternative's cost, one in three million travels.
 SAME = 1e-8
 
 
-def link_candidates(network: TransportNetwork, toll: Array, link: int) -> tuple[Array, Array]:
+def link_candidates(
+    network: TransportNetwork, toll: Array, link: int, routes: Routes
+) -> tuple[Array, Array]:
     r"""Tolls of one link worth considering, and the exact profit at each.
 
     With prices :math:`S^-` and construction costs :math:`C^-` of the routes that avoid link
@@ -24,25 +27,26 @@ def link_candidates(network: TransportNetwork, toll: Array, link: int) -> tuple[
 
     so that between these breakpoints the profit is a smooth function of one variable, and at them
     it jumps down where routes by the link are cheaper to construct and up where they are not.
-    The candidates are all breakpoints, zero, infinity, and a grid that is refined at its best.
+    The candidates are all breakpoints, zero, infinity, and a grid that is refined at its best:
+    maxima at breakpoints, the usual ones, are met exactly, others to the refined grid's width.
 
     Parameters
     ----------
     network
         The network.
     toll
-        Shape (E,): the tolls; that of ``link`` does not matter.
+        Shape (E,): the tolls.
     link
         The index of the link.
+    routes
+        The cheapest ones at these tolls.
 
     Returns
     -------
     candidates, profits : numpy.ndarray
         In no particular order.
     """
-    without = toll.copy()
-    without[link] = np.inf
-    routes = cheapest_routes(network, without)
+    routes = routes.without(network, toll, link)
     i, j = network.tail[link], network.head[link]
     origin, destination = network.origin, network.destination
     otherwise, cost = routes.price[origin, destination], routes.cost[origin, destination]

@@ -12,11 +12,11 @@ from scipy.special import expit
 
 from bilevel.problems.transport.network import IndexArray, TransportNetwork
 from bilevel.problems.transport.tables import Array
-from bilevel.problems.transport.tolls import cheapest_routes
+from bilevel.problems.transport.tolls_routes import Routes, cheapest_routes
 
-NEGLIGIBLE = 1e-7
+NEGLIGIBLE = 1e-8  # Of the largest profit from a pair.
 FEASIBLE = 1e-10
-SAME_COST = 1e-9
+SAME_COST = 1e-9  # Of the dearest link's.
 
 
 class RoutingModel(NamedTuple):
@@ -80,36 +80,55 @@ def routing_model(network: TransportNetwork, toll: Array, reach: float) -> Routi
         How much dearer a route may be that the model is to know of.
     """
     routes = cheapest_routes(network, toll)
-    taken, last = routes.walk(network)
+    taken, first = routes.walk(network)
     pair = network.origin, network.destination
     share = expit(network.alternative_cost - routes.price[pair])
     worth = network.demand * share * (network.fare - routes.cost[pair])
     gradient = -(worth * (1 - share)) @ taken[pair]
 
     counting = np.zeros(routes.price.shape, dtype=bool)
-    counting[pair] = np.abs(worth) > NEGLIGIBLE
-    origin, destination = np.nonzero(_with_parts(network, counting, routes.first, last))
-    before, after = np.ix_(origin, network.tail), np.ix_(network.head, destination)
-    through = routes.price[before] + (network.travel_cost + toll) + routes.price[after].T
-    slack = through - routes.price[origin, destination][:, None]
-    cost = routes.cost[before] + network.construction_cost + routes.cost[after].T
-    which, link = np.nonzero(
-        (slack < reach) & (cost > routes.cost[origin, destination][:, None] + SAME_COST)
-    )
+    counting[pair] = np.abs(worth) > NEGLIGIBLE * np.abs(worth).max()
+    marked = _with_parts(network, counting, first, routes.last)
+    o, t, link, slack = _detours(network, toll, routes, marked, reach)
+    i, j = network.tail[link], network.head[link]
     # A detour that shares its ends with the route belongs to the part in between as well.
-    o, t, i, j = origin[which], destination[which], network.tail[link], network.head[link]
-    leaving = np.where(o == i, link, routes.first[o, i])
-    arriving = np.where(j == t, link, last[j, t])
-    kept = (leaving != routes.first[o, t]) & (arriving != last[o, t])
-    which, link, o, t, i, j = (each[kept] for each in (which, link, o, t, i, j))
+    leaving = np.where(o == i, link, first[o, i])
+    arriving = np.where(j == t, link, routes.last[j, t])
+    dearer = routes.cost[o, i] + network.construction_cost[link] + routes.cost[j, t]
+    same = SAME_COST * network.construction_cost.max()
+    kept = (leaving != first[o, t]) & (arriving != routes.last[o, t])
+    kept &= dearer > routes.cost[o, t] + same
+    # Rows that are alike are told apart from others by their products with a random vector.
+    random = np.random.default_rng(0).random(len(toll))
+    key = routes.along(network, random)
+    keys = (key[o, t] - key[o, i] - key[j, t] - random[link])[kept].round(9)
+    distinct = np.flatnonzero(kept)[np.unique(keys, return_index=True)[1]]
+    o, t, i, j, link = (each[distinct] for each in (o, t, i, j, link))
     differences = taken[o, t] - taken[o, i] - taken[j, t]
     differences[np.arange(len(link)), link] -= 1
-    first = _distinct(differences)
-    return RoutingModel(
-        gradient,
-        csr_array(differences[first].astype(np.float64)),
-        np.maximum(slack[which, link][first], 0.0),
-    )
+    detours = csr_array(differences).astype(np.float64)
+    return RoutingModel(gradient, detours, np.maximum(slack[distinct], 0.0))
+
+
+def _detours(
+    network: TransportNetwork,
+    toll: Array,
+    routes: Routes,
+    marked: npt.NDArray[np.bool_],
+    reach: float,
+) -> tuple[IndexArray, IndexArray, IndexArray, Array]:
+    """Origin, destination, link off the route, and how much dearer, for all within reach."""
+    none = np.zeros(0, dtype=np.intp)
+    found = [(none, none, none, np.zeros(0))]
+    to_destination = routes.price[network.head].T
+    with np.errstate(invalid="ignore"):  # from what cannot be reached
+        for o in np.flatnonzero(marked.any(axis=1)):
+            to_link = routes.price[o, network.tail] + network.travel_cost + toll
+            slack = to_link + to_destination - routes.price[o][:, None]
+            t, link = np.nonzero((slack < reach) & marked[o][:, None])
+            found.append((np.full(len(t), o), t, link, slack[t, link]))
+    origin, destination, link, slack = map(np.concatenate, zip(*found, strict=True))
+    return origin, destination, link, slack
 
 
 def _with_parts(
@@ -126,10 +145,3 @@ def _with_parts(
         if np.array_equal(parts, marked):
             return marked
         marked = parts
-
-
-def _distinct(rows: npt.NDArray[np.int8]) -> IndexArray:
-    """Indices of rows that differ, told apart by their products with a random vector."""
-    keys = rows @ np.random.default_rng(0).random(rows.shape[1])
-    first: IndexArray = np.unique(keys.round(9), return_index=True)[1]
-    return first

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from bilevel.errors import OptionError, ProblemError
 from bilevel.options import check_count
-from bilevel.problems.transport.limits import PlanLimits
+from bilevel.problems.transport.limits import Bounds, PlanLimits, bounds_of
 from bilevel.problems.transport.network import IndexArray, TransportNetwork
 from bilevel.problems.transport.tables import Array
-from bilevel.problems.transport.tolls import TIE, TollPlan, toll_plan, toll_profit
+from bilevel.problems.transport.tolls import TollPlan, toll_plan, toll_profit
 from bilevel.problems.transport.tolls_links import link_candidates
+from bilevel.problems.transport.tolls_routes import Routes, cheapest_routes, surcharge
 from bilevel.problems.transport.tolls_routing import routing_model
+from bilevel.progress import ProgressBar
 
 INITIAL_RADIUS, LEAST_RADIUS, JOINT_STEPS = 0.3, 1e-3, 25
 TOLERANCE, FINAL_TOLERANCE = 1e-5, 1e-7
 ADMISSIBLE = 1e-9
+ROUNDING = 1e-10
 TRIED = 16
 
 
@@ -53,13 +57,14 @@ def polish_tolls(
     rounds: int = 20,
     seconds: float = np.inf,
     seed: int = 0,
-    limits: PlanLimits | None = None,
+    limits: PlanLimits | Bounds | None = None,
+    progress: bool | None = None,
 ) -> TollPolish:
     r"""Improve tolls by iterated local search on the profit of :func:`toll_plan`.
 
     The profit is piecewise smooth in the tolls, and its local maxima lie where routes tie. Two
     ascents alternate until neither gains: steps of a linear program that moves all tolls at once
-    and keeps the routes, and exact searches along one toll at a time, which change them. The
+    and keeps the routes, and searches along one toll at a time, which change them. The
     first round ascends again from no tolls at all; each later one resets tolls of the best plan,
     of links near to each other or anywhere, and ascends. The result is a lower bound on the best
     profit, and no proof of it.
@@ -80,12 +85,14 @@ def polish_tolls(
         Bounds on capacities, a budget, least shares. Moves that break them are rejected, in favour
         of ones that break them less while the plan in hand does. A bound that routes share by
         splitting a pair's demand between them is respected, but not exploited.
+    progress
+        Show the rounds and the best profit; by default in a terminal only.
 
     Returns
     -------
     TollPolish
         The best plan found: no worse than the start, but for what separating its ties costs
-        (a rise of the tolls by 1e-7 of the construction costs).
+        (a rise of each toll by at most 3e-7).
 
     Raises
     ------
@@ -101,17 +108,23 @@ def polish_tolls(
     started = time.perf_counter()
     start = toll_plan(network, toll)
     search = _TollSearch(network, limits, np.random.default_rng(seed), started + seconds)
-    best = search.ascend(start.toll)
-    value = search.merit(best)
-    profits = [toll_profit(network, best)]
-    for number in range(rounds):
-        if search.late:
-            break
-        changed = search.ascend(search.change(best) if number else np.zeros_like(best))
-        if search.merit(changed) > value:
-            best, value = changed, search.merit(changed)
-        profits.append(toll_profit(network, best))
-    plan = search.separated(search.ascend(best, FINAL_TOLERANCE))
+    bar = ProgressBar(rounds + 1, 0, progress, {"profit": "profit"})
+    try:
+        best = search.ascend(start.toll)
+        value = search.merit(best)
+        profits = [toll_profit(network, best)]
+        for number in range(rounds):
+            bar.advance()
+            bar.show({"profit": profits[-1]})
+            if search.late:
+                break
+            changed = search.ascend(search.change(best) if number else np.zeros_like(best))
+            if search.merit(changed) > value:
+                best, value = changed, search.merit(changed)
+            profits.append(toll_profit(network, best))
+        plan = search.separated(search.ascend(best, FINAL_TOLERANCE))
+    finally:
+        bar.close()
     search.require_admissible(plan)
     return TollPolish(plan, start.profit, tuple(profits), time.perf_counter() - started)
 
@@ -122,12 +135,15 @@ class _TollSearch:
     def __init__(
         self,
         network: TransportNetwork,
-        limits: PlanLimits | None,
+        limits: PlanLimits | Bounds | None,
         random: np.random.Generator,
         deadline: float,
     ) -> None:
         self.network = network
-        self.bounds = None if limits is None or limits.absent else limits.of(network)
+        bounds = bounds_of(network, limits)
+        self.bounds = None if bounds.absent else bounds
+        #: What counts as a profit of one: the fares of a pair.
+        self.unit = float(np.mean(network.demand * network.fare))
         self.random = random
         self.deadline = deadline
 
@@ -144,6 +160,10 @@ class _TollSearch:
         prize = float(self.network.demand @ self.network.fare) + plan.construction_cost
         return plan.profit - (excess > ADMISSIBLE) * (1 + excess) * prize
 
+    def least_gain(self, value: float, tolerance: float) -> float:
+        """What a gain has to exceed to go on."""
+        return tolerance * (self.unit + abs(value))
+
     def require_admissible(self, plan: TollPlan) -> None:
         excess = self._excess(plan)
         if excess > ADMISSIBLE:
@@ -154,6 +174,7 @@ class _TollSearch:
             )
 
     def _excess(self, plan: TollPlan) -> float:
+        """What exceeds the limits, summed up; a search that reduces it nears them."""
         if self.bounds is None:
             return 0.0
         overload = plan.load / np.maximum(self.bounds.upper, ADMISSIBLE) - 1
@@ -169,7 +190,7 @@ class _TollSearch:
             toll = self.close_idle_links(toll)
             toll = self.sweep_links(self.move_jointly(toll, tolerance), tolerance)
             reached = self.merit(toll)
-            if reached <= value + tolerance * (1 + abs(value)):
+            if reached <= value + self.least_gain(value, tolerance):
                 break
             value = reached
         return self.close_idle_links(toll)
@@ -189,7 +210,7 @@ class _TollSearch:
                 break
             step = model.step(toll, radius)
             predicted = 0.0 if step is None else float(model.gradient @ step)
-            if step is None or predicted < 0.1 * tolerance * (1 + abs(value)):
+            if step is None or predicted < 0.1 * self.least_gain(value, tolerance):
                 break
             moved = np.maximum(toll + step, 0.0)
             gain = self.merit(moved) - value
@@ -203,28 +224,38 @@ class _TollSearch:
 
     def sweep_links(self, toll: Array, tolerance: float) -> Array:
         """Search along each toll in turn, in random order, until a sweep gains little."""
-        value = self.merit(toll)
+        value, routes = self.merit(toll), cheapest_routes(self.network, toll)
         while True:
             before = value
             for link in self.random.permutation(len(toll)):
                 if self.late:
                     return toll
-                for candidate in self._promising(toll, link, value):
-                    moved = toll.copy()
-                    moved[link] = candidate
-                    reached = self.merit(moved)
-                    if reached > value:
-                        toll, value = moved, reached
-            if value <= before + tolerance * (1 + abs(before)):
+                for candidate, profit in self._promising(toll, link, routes, value):
+                    if profit > value:
+                        moved = toll.copy()
+                        moved[link] = candidate
+                        reached = self.merit(moved)  # at most the profit
+                        if reached > value:
+                            toll, value = moved, reached
+                            routes = cheapest_routes(self.network, toll)
+            if value <= before + self.least_gain(before, tolerance):
                 return toll
 
-    def _promising(self, toll: Array, link: int, value: float) -> Array:
-        candidates, profits = link_candidates(self.network, toll, link)
-        if self.bounds is not None:  # Their profit does not tell which of them are admissible.
-            order = np.argsort(candidates)
-            return np.append(candidates[order[: -1 : -(-len(order) // TRIED)]], np.inf)
-        best = int(np.argmax(profits))
-        return candidates[[best]] if profits[best] > value + 1e-9 else candidates[:0]
+    def _promising(
+        self, toll: Array, link: int, routes: Routes, value: float
+    ) -> Iterator[tuple[float, float]]:
+        """Tolls of a link and the profits there, that may be better; falling.
+
+        Where there are limits, which break them is not known: the best, and a sample of all.
+        """
+        candidates, profits = link_candidates(self.network, toll, link, routes)
+        better = np.flatnonzero(profits > value + self.least_gain(value, ROUNDING))
+        if self.bounds is not None:
+            better = better[np.argsort(candidates[better])]
+            best = better[np.argsort(-profits[better])[:1]]
+            better = np.union1d(better[:: -(-len(better) // TRIED) or 1], best)
+        order = better[np.argsort(-profits[better])][: 1 if self.bounds is None else None]
+        yield from zip(candidates[order], profits[order], strict=True)
 
     def change(self, toll: Array) -> Array:
         """Reset the tolls of some links: to zero, to infinity, or at random."""
@@ -260,5 +291,6 @@ class _TollSearch:
     def separated(self, toll: Array) -> TollPlan:
         """The plan, with ties broken by raising tolls in proportion to construction costs."""
         load = toll_plan(self.network, toll).load
-        used = np.where(load > 0, toll + TIE * self.network.construction_cost, np.inf)
+        raised = toll + surcharge(self.network) * self.network.construction_cost
+        used = np.where(load > 0, raised, np.inf)
         return toll_plan(self.network, used)

@@ -72,8 +72,10 @@ network.pairs.head(3)
 passengers = Passengers(network)
 a = np.full(len(network.tail), 3.0)
 answer = passengers.respond(a, network.alternative_cost, RoutePool(network))
+served = network.demand @ answer.share / network.demand.sum()
+error = passengers.gap(a, network.alternative_cost, answer)
 print(
-    f"{network.demand @ answer.share / network.demand.sum():.4f} of demand is served"
+    f"{served:.4f} of demand is served; the lower objective is within {error:.0e} of its optimum"
 )
 
 # %%
@@ -113,12 +115,11 @@ print(
 # passengers' answer to the operator, so that the start is forgotten; then :math:`\gamma` rises, and
 # the answer becomes the passengers' own.
 problem = transport_problem(network)
-start = network.demand.sum() / len(network.tail) / 4
 rising = Geometric(0.3, 500.0, steps=100)
 visited = []
 solution = BLOCC(penalty=rising, outer=DifferenceOfConvex(extrapolation=0.9)).solve(
     problem,
-    *transport_start(network, start),
+    *transport_start(network),
     max_steps=100,
     log_every=1,
     callbacks=[
@@ -153,8 +154,8 @@ plt.show()
 # Trimming
 # --------
 # Capacity that nobody uses has no toll, so that lowering it to the load leaves the passengers'
-# optimality conditions as they are, and saves its price. Links that only have the smallest
-# capacity that the search allowed are left out; others then carry other loads, so twice.
+# optimality conditions as they are, and saves its price. Links with a trace of capacity only, such
+# as the least that the search allowed, are left out; others then carry other loads, so twice.
 trimmed = plan
 for _ in range(2):
     used = trimmed.trimmed_capacity
@@ -176,7 +177,7 @@ print(f"BLOCC {plan.profit:.4f}, trimmed {trimmed.profit:.4f}")
 # evaluates it: no lower level, no penalty. It is not concave, nor smooth where routes tie, and the
 # maxima lie exactly there; so it is no replacement of BLOCC, but a way on from it.
 # :func:`~bilevel.problems.transport.polish_tolls` searches from BLOCC's multipliers: linear
-# programs that keep the routes, exact line searches that change them, and restarts.
+# programs that keep the routes, line searches over all ties that change them, and restarts.
 toll = np.where(plan.load > 2e-3, plan.toll, np.inf)
 print(f"profit at BLOCC's tolls {toll_plan(network, toll).profit:.4f}")
 polish = polish_tolls(network, toll, rounds=5)
@@ -200,13 +201,13 @@ pd.DataFrame(
 
 # %%
 # :func:`~bilevel.problems.transport.plan_network` is all of this in one call, with ceilings on
-# capacities, a budget and least shares (:class:`~bilevel.problems.transport.PlanLimits`), and
-# several runs of BLOCC of which it keeps the best:
+# capacities, a budget and least shares (:class:`~bilevel.problems.transport.PlanLimits`), several
+# runs of BLOCC of which it keeps the best, and penalties in units of the mean fare:
 #
 # .. code-block:: python
 #
 #     network = TransportNetwork.from_csv("links.csv", "demand.csv", "positions.csv")
-#     plan = plan_network(network, PlanLimits(budget=55.0, least_share=0.5), polish=20)
+#     plan = plan_network(network, PlanLimits(budget=60.0, least_share=0.02), polish=20)
 #     print(plan)  # profit and violation after each stage
 #     plan.assessment.plan.to_csv("plan.csv", index=False)
 #     networkx.write_graphml(plan.assessment.to_graph(), "plan.graphml")
