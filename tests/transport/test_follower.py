@@ -37,8 +37,8 @@ def one_link(d: float, w: float, u: float) -> TransportNetwork:
 
 
 def respond(network: TransportNetwork, capacity: np.ndarray, shift: float = 0.0) -> Equilibrium:
-    utility = network.alternative_cost + shift * network.fare
-    return Passengers(network).respond(capacity, utility, RoutePool(network))
+    alternative = network.alternative_cost + shift * network.fare
+    return Passengers(network).respond(capacity, alternative, RoutePool(network))
 
 
 @given(d=costs, w=st.floats(0.1, 1e4), u=costs, part=st.floats(0.01, 0.98) | st.floats(1.02, 2.0))
@@ -87,11 +87,11 @@ def test_the_gap_certifies_the_response(seed: int, floor: float) -> None:
     capacity = floor + built * random.exponential(8.0, len(network.tail))
     passengers = Passengers(network)
     shift = random.choice([0.0, 0.1, 3.0])
-    utility = network.alternative_cost + shift * network.fare
-    answer = passengers.respond(capacity, utility, RoutePool(network))
+    alternative = network.alternative_cost + shift * network.fare
+    answer = passengers.respond(capacity, alternative, RoutePool(network))
     size = network.demand.sum()
-    assert -1e-9 * size <= passengers.gap(capacity, utility, answer) <= 1e-7 * size
-    np.testing.assert_allclose(answer.share, expit(utility - answer.cost), atol=1e-5)
+    assert -1e-9 * size <= passengers.gap(capacity, alternative, answer) <= 1e-7 * size
+    np.testing.assert_allclose(answer.share, expit(alternative - answer.cost), atol=1e-5)
     assert np.all(answer.toll * (capacity - answer.load) <= 1e-7 * size)
 
 
@@ -182,14 +182,17 @@ def test_the_normal_matrix_is_what_it_says(seed: int) -> None:
         ({"capacity": [1, 1, 0, 1, 1, 1]}, r"capacity\[2\] is 0, expected a finite number > 0"),
         ({"capacity": [1, 1, 1, np.nan, 1, 1]}, r"capacity\[3\] is nan"),
         ({"capacity": [np.inf] * 6}, r"capacity\[0\] is inf"),
-        ({"utility": np.ones((6, 1))}, r"utility has shape \(6, 1\)"),
-        ({"utility": [1, np.inf, 1, 1, 1, 1]}, r"utility\[1\] is inf, expected a finite number$"),
+        ({"alternative": np.ones((6, 1))}, r"alternative has shape \(6, 1\)"),
+        (
+            {"alternative": [1, np.inf, 1, 1, 1, 1]},
+            r"alternative\[1\] is inf, expected a finite number$",
+        ),
         ({"toll": [-1.0] * 6}, r"toll\[0\] is -1, expected a finite number >= 0"),
     ],
 )
 def test_what_no_one_can_respond_to_is_refused(wrong: dict[str, object], message: str) -> None:
     network = three_node()
-    given = {"capacity": np.ones(6), "utility": network.alternative_cost, **wrong}
+    given = {"capacity": np.ones(6), "alternative": network.alternative_cost, **wrong}
     with pytest.raises(VariableError, match=message):
         Passengers(network).respond(**given, pool=RoutePool(network))  # type: ignore[arg-type]
 

@@ -98,15 +98,15 @@ class Passengers:
         object.__setattr__(self, "_find", RouteFinder(self.network))
 
     def respond(
-        self, capacity: Array, utility: Array, pool: RoutePool, toll: Array | None = None
+        self, capacity: Array, alternative: Array, pool: RoutePool, toll: Array | None = None
     ) -> Equilibrium:
         """The response to positive capacities.
 
         Parameters
         ----------
         capacity : array of shape (E,)
-        utility : array of shape (K,)
-            u, or what stands in its place in a perturbed response.
+        alternative : array of shape (K,)
+            The costs u of the other mode, or what stands in their place in a perturbed response.
         pool : RoutePool
             Routes known so far; new ones are added.
         toll : array of shape (E,), optional
@@ -115,22 +115,22 @@ class Passengers:
         Raises
         ------
         VariableError
-            A capacity is not positive and finite, a utility not finite, or a toll negative, or
+            A capacity is not positive and finite, an alternative not finite, or a toll negative, or
             their number is another one.
         ResponseError
             The tolerance was not reached.
         """
         links, pairs = len(self.network.tail), len(self.network.origin)
         capacity = _checked("capacity", capacity, links, above=0.0)
-        utility = _checked("utility", utility, pairs)
+        alternative = _checked("alternative", alternative, pairs)
         if toll is not None:
             toll = _checked("toll", toll, links, least=0.0)
-        return self.solve(Capacity(capacity), utility, np.zeros(pairs), pool, toll)
+        return self.solve(Capacity(capacity), alternative, np.zeros(pairs), pool, toll)
 
     def solve(
         self,
         capacity: Capacity,
-        utility: Array,
+        alternative: Array,
         least: Array,
         pool: RoutePool,
         toll: Array | None = None,
@@ -150,7 +150,7 @@ class Passengers:
             tolerances = (self.tolerance,) if warm else (_COARSE, self.tolerance)
             layout = pool.layout
             travel = layout.routes @ network.travel_cost
-            program = RouteProgram(layout, travel, demand, utility, least * demand, scaled)
+            program = RouteProgram(layout, travel, demand, alternative, least * demand, scaled)
             added = 0
             points = zip(
                 tolerances,
@@ -174,19 +174,19 @@ class Passengers:
             if not added:
                 return self._equilibrium(point, shortest, layout, unit)
 
-    def gap(self, capacity: Array, utility: Array, answer: Equilibrium) -> float:
+    def gap(self, capacity: Array, alternative: Array, answer: Equilibrium) -> float:
         """The certificate: primal less dual value, an upper bound on the response's error in v."""
         network = self.network
-        primal = self.value(answer.share, utility) + network.travel_cost @ answer.load
-        offered = np.logaddexp(-utility, -answer.cost)
+        primal = self.value(answer.share, alternative) + network.travel_cost @ answer.load
+        offered = np.logaddexp(-alternative, -answer.cost)
         dual = -(network.demand @ (1 + offered)) - answer.toll @ capacity
         return float(primal - dual)
 
-    def value(self, share: Array, utility: Array) -> float:
+    def value(self, share: Array, alternative: Array) -> float:
         """The lower objective, travel costs left out."""
         rest = 1 - share
         entropy = share * np.log(share) + rest * np.log(rest)
-        return float(self.network.demand @ (entropy - 1 + utility * rest))
+        return float(self.network.demand @ (entropy - 1 + alternative * rest))
 
     def _prune(self, pool: RoutePool, toll: Array) -> None:
         """Drop routes that are far from the shortest of their pair, where they are many."""

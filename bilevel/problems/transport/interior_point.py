@@ -30,7 +30,7 @@ class RouteProgram(NamedTuple):
         A, and which routes serve which pair.
     travel_cost : array of shape (P,)
         D.
-    demand, utility, least : arrays of shape (K,)
+    demand, alternative, least : arrays of shape (K,)
         w, u and :math:`q_{\min}`, which is 0 where there is no bound, and less than w.
     capacity : Capacity
     """
@@ -38,7 +38,7 @@ class RouteProgram(NamedTuple):
     layout: RouteLayout
     travel_cost: Array
     demand: Array
-    utility: Array
+    alternative: Array
     least: Array
     capacity: Capacity
 
@@ -150,8 +150,8 @@ class _Iterate:
         odds = np.exp(-excess / temperature)
         share = odds / layout.per_pair(odds)[layout.local]
         # On the central path a route that is not worth its cost carries product / (its loss).
-        loss = excess + np.maximum(shortest - program.utility, 0.0)[layout.local]
-        served = 0.8 * w / (1 + np.exp(np.clip(shortest - program.utility, -700.0, 700.0)))
+        loss = excess + np.maximum(shortest - program.alternative, 0.0)[layout.local]
+        served = 0.8 * w / (1 + np.exp(np.clip(shortest - program.alternative, -700.0, 700.0)))
         self.bounded = np.flatnonzero(program.least > 0)
         served = np.maximum(served, program.least + 1e-3 * (w - program.least))
         most = np.minimum(0.1 * w, 0.5 * (w - served)) / layout.count
@@ -198,7 +198,7 @@ class _Iterate:
         """Gradient of the Lagrangian in h."""
         program, layout = self.program, self.program.layout
         of_routes, _, of_least, _ = self.multipliers
-        marginal = np.log(self.q / self.unserved) - program.utility
+        marginal = np.log(self.q / self.unserved) - program.alternative
         marginal[self.bounded] -= of_least
         cost = program.travel_cost + layout.routes @ self.toll
         slope: Array = marginal[layout.local] + cost - of_routes

@@ -21,7 +21,7 @@ from bilevel.state import State, Track
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PassengerResponse(Response):
-    r"""Both responses of transport planning: one follower, with shifted utilities.
+    r"""Both responses of transport planning: one follower, with shifted costs of the alternative.
 
     With weight w on the leader's objective, a fare m has the effect of an alternative that costs
     :math:`w\,m` more, so that the perturbed response is that of :math:`u + w\,m`; and of the
@@ -96,9 +96,9 @@ class PassengerResponse(Response):
             unit_cost=network.construction_cost,
             budget=self.bounds.budget,
         )
-        utility = network.alternative_cost + network.fare / penalty
+        alternative = network.alternative_cost + network.fare / penalty
         answer = self.passengers.solve(
-            capacity, utility, self.bounds.least_share, track.memory, np.maximum(price, 0.0)
+            capacity, alternative, self.bounds.least_share, track.memory, np.maximum(price, 0.0)
         )
         state.upper.assign_vector(answer.capacity)
         self._place(state, track, answer)

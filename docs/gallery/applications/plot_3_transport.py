@@ -138,8 +138,8 @@ profits = {"planned, at $y_\\gamma$": [], "true, at $y_g$": []}
 pool = RoutePool(network)
 for penalty, a in visited:
     for weight, curve in zip((1 / penalty, 0.0), profits.values(), strict=True):
-        utility = network.alternative_cost + weight * network.fare
-        share = passengers.respond(a, utility, pool).share
+        alternative = network.alternative_cost + weight * network.fare
+        share = passengers.respond(a, alternative, pool).share
         revenue = network.demand * network.fare @ share
         curve.append(revenue - network.construction_cost @ a)
 
@@ -249,15 +249,15 @@ plt.show()
 #     python examples/seville_transport.py --network nine-node
 #     BILEVEL_DATA=folder python examples/seville_transport.py --network seville
 #
-# print as true profits (seed 0; processor seconds of one thread of an AMD EPYC that had other work
-# beside, torch 2.13, two runs of BLOCC and 20 rounds of the polish included):
+# print as true profits (seed 0; processor seconds of one thread of an AMD EPYC without other work,
+# torch 2.13, two runs of BLOCC and 20 rounds of the polish included):
 #
 # ==========  ==============  ==========  ========  ========  ========  =====
 # network     published code  best known  BLOCC     trimmed   polished  CPU s
 # ==========  ==============  ==========  ========  ========  ========  =====
-# three-node  1.7211          1.7616      1.7611    1.7616    1.7616    7
-# nine-node   12.86           17.28       17.2269   17.2817   17.2848   16
-# Seville     79.1            226.43      218.50    218.92    226.4283  31
+# three-node  1.7211          1.7616      1.7611    1.7616    1.7616    2.1
+# nine-node   12.86           17.28       17.2390   17.2821   17.2848   4.2
+# Seville     79.1            226.43      218.44    218.92    226.4284  11
 # ==========  ==============  ==========  ========  ========  ========  =====
 #
 # Of three nodes, :math:`2 \sigma(2) = 1.761594` is the optimum. The other two best known profits
@@ -321,7 +321,7 @@ plt.show()
 # 24 stations, 88 candidate links and 552 pairs, whose lower level has 49,216 variables and 13,336
 # constraints if flows are told apart by pairs. :func:`~bilevel.problems.transport.seville` builds
 # it from the published coordinates. From five random starts (``--start random --seed 1`` to ``5``)
-# BLOCC itself reaches 215.8 to 222.9, and the polish 226.42 to 226.43.
+# BLOCC itself reaches 215.9 to 222.9, and the polish 226.42 to 226.43.
 #
 # .. figure:: /_static/seville_plan.svg
 #    :alt: map of Seville's 24 stations with the links of the best plan
