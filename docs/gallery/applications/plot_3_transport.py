@@ -314,7 +314,10 @@ plt.show()
 #    :width: 100%
 #
 # The true profit leaves out links for less than a thousandth of a pair's mean demand: noise of that
-# tolerance. Flows towards each destination would be 187,200 variables with 200 nodes.
+# tolerance. Flows towards each destination would be 187,200 variables with 200 nodes. The example
+# with its defaults, ``--network random:100``, takes 7.6 minutes: two runs of BLOCC at 1e-9 (270 CPU
+# seconds; true profit 2035.5), trimming (2037.4) and 20 rounds of the polish (160 CPU seconds;
+# 2143.7, so local optima are further apart there than in Seville).
 #
 # Seville's metro
 # ---------------
