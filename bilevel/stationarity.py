@@ -68,10 +68,12 @@ def fresh_stationarity(
     """
     if not state.upper.leaves:
         return Stationarity(0.0, 0.0, 0.0)
-    own = state.outer.stationarity(problem, state, penalty, value_gradient)
-    if own is not None:
-        return own
-    if problem.upper_constraints is not None or state.outer.ends_in_both:
+    joint = problem.upper_constraints is not None or state.outer.ends_in_both
+    if state.upper.size + state.lower.size > EXACT_LIMIT:  # dense derivatives are out of reach
+        own = state.outer.stationarity(problem, state, penalty, value_gradient)
+        if own is not None:
+            return own
+    if joint:
         return _joint_stationarity(problem, state, penalty, value_gradient)
     if penalty == 0.0:  # of a method that finds its penalty itself
         raise NotApplicableError("the last step's penalty is 0")

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from output import write_configuration, write_json
+from output import write_configuration, write_csv, write_json
+from runs import make_folder, require_least
 from tqdm import tqdm
 
 from bilevel import BLOCC, DifferenceOfConvex, PBGDFree
@@ -60,16 +61,19 @@ def main() -> None:
     try:
         require("matplotlib", "plot")
         threads = require("threadpoolctl", "sklearn")
+        load(args, args.seed)  # so that no folder is made for options that are refused
+        for name in SOLVERS:
+            make_solver(name, args, certified=True)
+        make_folder(args.out)
         with threads.threadpool_limits(1):
             results, history = run_all(args)
     except BilevelError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     from svm_report import draw, table
 
-    args.out.mkdir(parents=True, exist_ok=True)
     write_configuration(args.out, args)
     write_json(args.out / "summary.json", results)
-    history.to_csv(args.out / "history.csv", index=False)
+    write_csv(args.out / "history.csv", history)
     draw(results, history, args.out)
     print(table(results))
     print(f"\n{time.perf_counter() - began:.0f} s; tables and figures are in {args.out}/")
@@ -96,8 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.steps = min(args.seeds, 2), min(args.steps, 20)
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: at least 1 is needed")
+    require_least(parser, args, seeds=1, seed=0, steps=1)
     train, validation = SIZES[args.dataset]
     args.train = train if args.train is None else args.train
     args.validation = validation if args.validation is None else args.validation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import os
 import socket
@@ -468,3 +469,35 @@ def test_noise_features_are_standard_normal_reproducible_and_appended() -> None:
 def test_no_noise_features_is_refused() -> None:
     with pytest.raises(OptionError, match="count=0"):
         with_noise_features(numbered(4), count=0, seed=0)
+
+
+def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
+    whole = gzip.compress(b"+1 1:0.5 2:1\n-1 1:0.25\n" * 50)
+    for name, content in (("cut.gz", whole[:-12]), ("bad.gz", whole[:20] + b"????" + whole[24:])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DatasetError, match=f"{name} cannot be read"):
+            load_libsvm(tmp_path / name)
+
+
+def test_a_file_in_a_named_cache_needs_no_download(tmp_path, monkeypatch):
+    content = b"+1 1:1\n-1 1:2\n"
+    name = next(iter(remote.REGISTRY))
+    digest = hashlib.sha256(content).hexdigest()
+    entry = dataclasses.replace(remote.REGISTRY[name], sha256=digest)
+    monkeypatch.setitem(remote.REGISTRY, name, entry)
+    monkeypatch.setenv("BILEVEL_CACHE", str(tmp_path))
+    monkeypatch.delenv("BILEVEL_DATA", raising=False)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+
+    def missing(*args):
+        raise MissingExtraError("pooch")
+
+    monkeypatch.setattr(remote, "require", missing)
+    assert remote.fetch(name).read_bytes() == content
+
+
+def test_noise_features_check_their_seed():
+    dataset = load_svm_dataset("breast_cancer")
+    with pytest.raises(OptionError, match="seed=-1"):
+        with_noise_features(dataset, 2, seed=-1)

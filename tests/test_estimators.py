@@ -353,3 +353,31 @@ def test_features_that_leave_double_precision_are_refused():
     features, labels = load_breast_cancer(return_X_y=True)
     with pytest.raises(ResponseError, match="StandardScaler"):
         BilevelSVC().fit(1e6 * scale(features), labels)
+
+
+def test_folds_with_repeated_rows_count_them_as_often():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((20, 3))
+    labels = np.where(rng.random(20) < 0.5, -1.0, 1.0)[None]
+    weights = rng.random(20) + 0.5
+    train, held_out = rng.integers(0, 20, 30), rng.integers(0, 20, 12)
+    loss = LOG
+    repeated = fold_machines(features, labels, weights, [(train, held_out)], loss, loss)
+    counts = [np.bincount(rows, minlength=20) for rows in (train, held_out)]
+    np.testing.assert_allclose(
+        repeated.training[0], weights * counts[0] / weights[train].sum(), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        repeated.validation[0], weights * counts[1] / weights[held_out].sum(), rtol=1e-12
+    )
+    assert repeated.sizes[0] == pytest.approx(weights[train].sum())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tol": 1.0}, "tol=1.0, expected a share"), ({"per_feature": "no"}, "per_feature='no'")],
+)
+def test_options_are_refused_by_their_own_names(options, message):
+    features = np.random.default_rng(0).standard_normal((20, 2))
+    with pytest.raises(OptionError, match=message):
+        BilevelSVC(**options).fit(features, features[:, 0] > 0)

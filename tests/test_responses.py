@@ -382,3 +382,87 @@ def test_where_no_fresh_response_is_to_be_had_the_gap_is_against_the_tracked_one
     assert solution.lower_gap == pytest.approx(2 * (1 / 1.75 / 4) ** 2, rel=1e-3)
     assert solution.y_original is not None
     assert any("no fresh response verifies it" in note for note in solution.notes)
+
+
+class Idle(Exact):
+    """Says that it took the difference-of-convex step, and did not."""
+
+    def linearised_step(self, problem, state, penalty, slope, proximal):
+        return True
+
+
+def test_difference_of_convex_steps_that_solve_nothing_are_found_out():
+    problem = BilevelProblem(
+        upper=lambda x, y: (y - 1).square().sum() + 0.1 * x.square().sum(),
+        lower=lambda x, y: (y - x).square().sum(),
+        lower_response=Idle(),
+    )
+    start = torch.full((2,), 5.0, dtype=torch.float64)
+    solution = PBGD(penalty=10.0, outer=DifferenceOfConvex()).solve(problem, start, start)
+    # At x = y = 5 the gradient in (x, y) of f + γ(g - v) is (1, 8) in each of two entries.
+    assert solution.stationarity == pytest.approx(130**0.5, rel=1e-6)
+    assert not solution.converged
+
+
+def test_quasi_newton_steps_refuse_batches():
+    problem = BilevelProblem(
+        upper=lambda x, y, batch: (x - 1) ** 2 + (y - batch) ** 2,
+        lower=lambda x, y, batch: (y - x * batch) ** 2,
+    )
+    solver = PBGD(outer=QuasiNewton(), response=Exact(), penalty=1e3)
+    with pytest.raises(NotApplicableError, match="QuasiNewton is for problems without data"):
+        solver.solve(
+            problem, scalar(0.0), scalar(0.0),
+            upper_batches=[torch.tensor(1.0)], lower_batches=[torch.tensor(1.0)],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("f", "g", "x"),
+    [
+        # at y = x the first is x - log x
+        (lambda x, y: x - torch.log(x) + (y - x) ** 2, lambda x, y: (y - x) ** 2, 1.0),
+        (lambda x, y: (x - 2) ** 2 + 0 * y, lambda x, y: (y - torch.log(x)) ** 2, 2.0),
+        (lambda x, y: (y - 1) ** 2 + 0 * x, lambda x, y: (y - torch.log(x)) ** 2, float(np.e)),
+    ],
+)
+def test_sqp_backs_off_from_points_where_a_function_is_not_defined(f, g, x):
+    solution = PBGD().solve(BilevelProblem(upper=f, lower=g), scalar(3.0), scalar(3.0))
+    assert float(solution.x) == pytest.approx(x, abs=1e-4)
+    assert solution.lower_gap == pytest.approx(0.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("outer", [QuasiNewton(max_iterations=3), SQP(max_iterations=3)])
+def test_an_outer_step_that_meets_its_iteration_limit_goes_on_in_the_next(outer):
+    def banana(x, y):
+        return 100 * (y - x**2) ** 2 + (1 - x) ** 2
+
+    problem = BilevelProblem(
+        upper=lambda x, y: banana(x[0], x[1]) + (y - x[0]) ** 2, lower=lambda x, y: (y - x[0]) ** 2
+    )
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    solution = PBGD(penalty=1.0, outer=outer).solve(problem, start, scalar(0.0), tolerance=1e-5)
+    assert solution.steps > 1
+    torch.testing.assert_close(solution.x, torch.ones(2, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_newton_iterations_of_all_programs_are_counted(monkeypatch):
+    from bilevel import newton
+    from bilevel.outer import difference_of_convex, penalised
+
+    hidden = []
+
+    def counting(*args, **options):
+        answer = newton.solve(*args, **options)
+        hidden.append(answer.iterations)
+        return answer
+
+    problem = BilevelProblem(
+        upper=lambda x, y: (x - 2) ** 2 + y**4, lower=lambda x, y: (y - x) ** 2 + 0.1 * y**4
+    )
+    for module, outer in ((penalised, SQP()), (difference_of_convex, DifferenceOfConvex())):
+        monkeypatch.setattr(module, "solve", counting)
+        hidden.clear()
+        solution = PBGD(outer=outer, penalty=2.0).solve(problem, scalar(0.5), scalar(0.5))
+        assert sum(hidden) > 0
+        assert solution.gradient_evaluations > sum(hidden)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from bilevel.datasets.record import Dataset, FloatArray
-from bilevel.errors import OptionError
+from bilevel.options import check_count
 
 
 def quadratic_features(features: FloatArray) -> FloatArray:
@@ -75,8 +75,8 @@ def with_noise_features(dataset: Dataset, count: int, seed: int) -> Dataset:
     OptionError
         If ``count`` is not positive.
     """
-    if count < 1:
-        raise OptionError(f"count={count} noise features; expected at least 1")
+    check_count("count", count)
+    check_count("seed", seed, least=0)
     noise = np.random.default_rng(seed).standard_normal((len(dataset.labels), count))
     return dataclasses.replace(
         dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def load_libsvm(
     parse = require("sklearn.datasets", "sklearn").load_svmlight_file
     try:
         rows, labels = parse(str(path), n_features=features, dtype=np.float64, zero_based=False)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error}); check the path") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); check the file") from error
     except (ValueError, OverflowError) as error:
         raise DatasetError(
             f"{path} is not in LIBSVM's format ({error}); "

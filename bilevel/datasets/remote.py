@@ -76,7 +76,8 @@ def fetch(name: str) -> Path:
         If ``BILEVEL_DATA`` is not a folder, its copy has another checksum, the download fails or
         has another checksum, or the cache cannot be written.
     MissingExtraError
-        If a download needs pooch and it is not installed.
+        If pooch is not installed, and the file is not in ``BILEVEL_DATA``, nor in a cache that
+        ``BILEVEL_CACHE`` names.
     OptionError
         If no file of this name is registered.
     """
@@ -108,9 +109,14 @@ def _local_copy(folder: Path, name: str) -> Path | None:
 
 
 def _download(name: str) -> Path:
+    named, expected = os.environ.get("BILEVEL_CACHE"), REGISTRY[name].sha256
+    if named:
+        held = Path(named).expanduser() / name
+        if held.is_file() and _sha256(held) == expected:
+            return held
     pooch, requests = require("pooch", "sklearn"), require("requests", "sklearn")
-    cache = Path(os.environ.get("BILEVEL_CACHE") or pooch.os_cache("bilevel")).expanduser()
-    path, url, expected = cache / name, upstream_url(name), REGISTRY[name].sha256
+    cache = Path(named or pooch.os_cache("bilevel")).expanduser()
+    path, url = cache / name, upstream_url(name)
     by_hand = (
         f"try again, or download it elsewhere to {name} in a folder named by the environment "
         "variable BILEVEL_DATA"

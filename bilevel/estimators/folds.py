@@ -55,8 +55,10 @@ def fold_machines(
     training, validation = np.zeros((2, len(folds), len(labels), len(weights)))
     for k, (train, held_out) in enumerate(folds):
         _check_fold(f"fold {k + 1} of {len(folds)}", labels, weights, train, held_out)
-        training[k, :, train] = weights[train, None]
-        validation[k, :, held_out] = weights[held_out, None] / np.sum(weights[held_out])
+        # A splitter may draw rows more than once.
+        taken, judged = (np.bincount(rows, minlength=len(weights)) for rows in (train, held_out))
+        training[k] = weights * taken
+        validation[k] = weights * judged / np.sum(weights * judged)
     sizes = np.sum(training, axis=-1, keepdims=True)
     machines = len(folds) * len(labels)
     return Machines(

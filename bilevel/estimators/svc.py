@@ -19,7 +19,7 @@ from bilevel.estimators.folds import final_machines, fold_machines, signs
 from bilevel.estimators.losses import LOG, SMOOTHED_ZERO_ONE, SQUARED_HINGE, MarginLoss
 from bilevel.estimators.newton import NewtonResponse
 from bilevel.estimators.selection import select
-from bilevel.options import check_nonnegative, check_positive
+from bilevel.options import check_nonnegative, check_positive, check_share
 
 _LOSSES = {"log_loss": LOG, "squared_hinge": SQUARED_HINGE}
 _VALIDATION_LOSSES = {**_LOSSES, "smoothed_zero_one": SMOOTHED_ZERO_ONE}
@@ -157,6 +157,9 @@ class BilevelSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation_loss = _named("validation_loss", self.validation_loss, _VALIDATION_LOSSES)
         bounds = _checked_bounds(self.C_bounds)
         check_positive("tol", self.tol)
+        check_share("tol", self.tol, below_one=True)
+        if not isinstance(self.per_feature, bool | np.bool_):
+            raise OptionError(f"per_feature={self.per_feature!r}, expected True or False")
         check_nonnegative("shrinkage", self.shrinkage)
         examples, targets = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(targets)

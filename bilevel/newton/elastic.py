@@ -32,11 +32,14 @@ class Descent:
         Its objective plus the penalty times its violation.
     violation : float
         Its total violation.
+    limited : bool
+        Whether it ended at the iteration limit.
     """
 
     z: Array
     merit: float
     violation: float
+    limited: bool
 
 
 def minimise_elastic(
@@ -60,7 +63,7 @@ def minimise_elastic(
     outcome = _Settled(rows, tolerance, max_iterations, settle).run(point)
     violation = float(rows.violations(outcome.point.rows).sum())
     merit = outcome.point.objective + penalty * violation
-    return Descent(outcome.point.z, merit, violation)
+    return Descent(outcome.point.z, merit, violation, outcome.stop == "limit")
 
 
 class _Settled(SequentialQuadratic):

@@ -14,6 +14,8 @@ from bilevel.newton.sequential import Outcome, SequentialQuadratic, Stop, unit_m
 
 # Violations up to this share of a row's scale are tolerated where no multipliers exist.
 _FEASIBLE = 1e-6
+#: Error of the least violation at which it proves that there is none, far above it.
+_PROVEN = 1e-8
 # Penalties tried, in units of |gradient| / |Jacobian|.
 _PENALTIES = (1e1, 1e3, 1e5, 1e7)
 # Weight that keeps steps short where many points violate least, in units of |Jacobian| / |z|.
@@ -106,7 +108,7 @@ def _least_violation(
     )
     if infeasibility(least.point.residuals, least.point.scales) <= _FEASIBLE:
         return least
-    if least.stop == "converged":
+    if least.stop == "converged" or least.error <= _PROVEN:
         raise _infeasible(violation, least)
     return None
 

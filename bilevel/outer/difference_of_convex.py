@@ -108,7 +108,8 @@ class DifferenceOfConvex(Outer):
 
         The two differ in the gradient of v, taken at another point, and in the proximal term:
         :math:`\gamma (s - \nabla v(x)) - \rho (x - c)` with slope s and centre c is the residual
-        of the penalised problem's KKT system in (x, y), for the subproblem's multipliers.
+        of the penalised problem's KKT system in (x, y), for the subproblem's multipliers. It rests
+        on the subproblem's accuracy, and serves where the system itself is too large.
         """
         if "slope" not in state.outer_state:
             return None
@@ -151,4 +152,6 @@ class DifferenceOfConvex(Outer):
 
         program = joint_program(problem, state, objective)
         with minimising("f + γ (g - v) over (x, y), v linearised"):
-            program.place(solve(program, program.point()).z)
+            answer = solve(program, program.point())
+        program.place(answer.z)
+        state.gradient_evaluations += answer.iterations

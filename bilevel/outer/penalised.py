@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from bilevel.calculus import Array
-from bilevel.errors import ResponseError
+from bilevel.errors import NonFiniteError, ResponseError
 from bilevel.evaluation import Evaluation
 from bilevel.newton import Linearisation, solve
 from bilevel.outer.value_function import ValueFunction
@@ -27,9 +27,13 @@ class PenalisedProgram:
         self.lower, self.upper = joint.lower, joint.upper
 
     def value(self, z: Array) -> tuple[float, Array, Array]:
-        """Objective, inequalities and equalities."""
+        """Objective, inequalities and equalities; an infinite objective where v is not defined."""
         objective, inequalities, equalities = self.joint.value(z)
-        return objective - self.penalty * self.value_function().value, inequalities, equalities
+        try:
+            value = self.value_function().value
+        except NonFiniteError:
+            return np.inf, inequalities, equalities
+        return objective - self.penalty * value, inequalities, equalities
 
     def evaluate(self, z: Array) -> Linearisation:
         """Values and first derivatives."""
@@ -90,7 +94,8 @@ class Follower:
         with self.state.upper.frozen():
             try:
                 answer = solve(self.program, z[self.size :], mu0=mu, nu0=nu, elastic=self.elastic)
-            except ResponseError:
+            except (NonFiniteError, ResponseError):
                 return z
+        self.state.gradient_evaluations += answer.iterations
         self._multipliers = (answer.mu, answer.nu)
         return np.concatenate([z[: self.size], answer.z])

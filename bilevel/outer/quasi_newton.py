@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bilevel.calculus import Array
-from bilevel.domains import Box, NonNegative, Reals
+from bilevel.domains import Box, Reals
 from bilevel.errors import NotApplicableError
-from bilevel.evaluation import Evaluation, as_micro_batches
+from bilevel.evaluation import Evaluation
 from bilevel.options import check_count, check_positive, check_share
 from bilevel.outer.base import Outer
 from bilevel.problem import BilevelProblem
@@ -46,6 +46,7 @@ class QuasiNewton(Outer):
     tolerance: float = 1e-8
     value_tolerance: float = 0.0
     needs_exact_response = True
+    takes_batches = False
 
     def __post_init__(self) -> None:
         check_count("max_iterations", self.max_iterations)
@@ -63,7 +64,7 @@ class QuasiNewton(Outer):
         if problem.upper_constraints is not None:
             raise NotApplicableError("QuasiNewton takes no upper_constraints: use SQP()")
         for name, domain in zip(state.upper.names, state.upper.domains, strict=True):
-            if not isinstance(domain, Reals | Box | NonNegative):
+            if not isinstance(domain, Reals | Box):
                 raise NotApplicableError(
                     f"QuasiNewton keeps boxes only, and {name} lives in {type(domain).__name__}: "
                     "use SQP(), or a first-order step (upper_lr=...)"
@@ -84,13 +85,9 @@ class QuasiNewton(Outer):
 
         def penalised_value(x: Array) -> tuple[float, Array]:
             level.assign_vector(x)
-            fresh = as_micro_batches(
-                Evaluation(problem, state, each.upper_batch, each.lower_batch)
-                for each in evaluations
-            )
-            solver.respond(problem, state, penalty, fresh)
+            solver.respond(problem, state, penalty, evaluations)
             level.clear_gradients()
-            solver.outer_gradient(problem, state, penalty, fresh)
+            solver.outer_gradient(problem, state, penalty, evaluations)
             record = state.record
             value = float(record["upper"]) + penalty * float(record["lower"] - record["value"])
             return value, flatten(
@@ -128,4 +125,5 @@ class QuasiNewton(Outer):
         )
         x = np.asarray(result.x, dtype=np.float64)
         state.record["stationarity"] = float(np.linalg.norm(residual(x, penalised_value(x)[1])))
-        state.finished = settled(state.schedule, state.step)
+        reached_limit = result.nit >= self.max_iterations  # then the next step goes on
+        state.finished = settled(state.schedule, state.step) and not reached_limit

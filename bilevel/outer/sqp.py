@@ -142,7 +142,8 @@ class SQP(Outer):
             state.outer_state["elastic"] = _stronger(elastic)
         state.record["value"] = value.value
         evaluation.pair()
-        state.finished = settled(state.schedule, state.step)
+        # At the iteration limit the next step goes on.
+        state.finished = settled(state.schedule, state.step) and not descent.limited
         if state.finished and not tight:
             _require_feasible(problem, state)
 

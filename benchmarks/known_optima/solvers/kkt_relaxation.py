@@ -13,8 +13,8 @@ class Solver(BaseSolver):
     """Our implementation of the classical single-level method, with second derivatives.
 
     The lower level is replaced by its KKT conditions, the complementarity relaxed to
-    -μ_i c_i <= t, and the program in (x, y, μ) is solved by SciPy's SLSQP for t = 10, 1, ..., 1e-7,
-    each from the last solution (Scholtes 2001).
+    -μ_i c_i <= t, and the program in (x, y, μ) is solved by SciPy's SLSQP for t = 1, 0.1, ...,
+    1e-8, each from the last solution (Scholtes 2001).
     """
 
     name = "KKT relaxation, SLSQP"

@@ -13,7 +13,8 @@ class Plot(BasePlot):
     options = {}
 
     def plot(self, df):
-        ends = df.sort_values("stop_val").groupby(["dataset_name", "solver_name"]).last()
+        names = ["dataset_name", "solver_name"]
+        ends = df.sort_values("stop_val").groupby(names).tail(1).set_index(names).sort_index()
         return [
             [
                 solver,

@@ -24,7 +24,8 @@ class Plot(BasePlot):
 
     def plot(self, df):
         data = df.assign(data=df["dataset_name"].str.split("[").str[0])
-        ends = data.sort_values("stop_val").groupby(["data", "dataset_name", "solver_name"]).last()
+        names = ["data", "dataset_name", "solver_name"]
+        ends = data.sort_values("stop_val").groupby(names).tail(1).set_index(names)
         means = ends[list(COLUMNS)].groupby(level=["data", "solver_name"]).agg(["mean", "size"])
         return [
             [
