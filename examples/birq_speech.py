@@ -38,14 +38,20 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from output import write_configuration, write_csv, write_json
-from runs import make_folder, parse, require_least, require_same_run, start_processes
+from runs import (
+    make_folder,
+    parse,
+    read_result,
+    require_least,
+    require_same_run,
+    start_processes,
+)
 from speech_arms import (
     FINETUNING,
     FREE,
     PRETRAINING,
     SEARCH,
     read_history,
-    read_result,
     run_arm,
 )
 
@@ -279,7 +285,9 @@ def require_earlier_stage(args: argparse.Namespace, folder: Path) -> None:
 def begin_anew(folder: Path, stage: str) -> None:
     """Remove an earlier run's arm, but for what the stage begins from."""
     if stage == "finetune":
-        (folder / "result.json").unlink(missing_ok=True)
+        for file in (*folder.glob("finetuning.*"), folder / "result.json"):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(folder / "recogniser", ignore_errors=True)
     elif stage != "evaluate":
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -293,9 +301,10 @@ def report(
     methods: dict[str, list[dict]] = {}
     histories = []
     for method in ALL_METHODS:
-        for folder in sorted(args.out.glob(f"{method}-seed*")):
-            if not (folder / "result.json").is_file():
-                continue
+        for folder in sorted(args.out.glob(f"{method}-seed[0-9]*")):
+            seed = folder.name.rpartition("-seed")[2]
+            if not (seed.isdecimal() and (folder / "result.json").is_file()):
+                continue  # also a copy that somebody keeps there
             try:
                 require_same_run(folder, args, FREE)
             except OptionError as error:

@@ -25,7 +25,6 @@ JSONL files.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -41,6 +40,7 @@ from runs import (
     file_or_name,
     make_folder,
     parse,
+    read_result,
     require_least,
     require_same_run,
     start_processes,
@@ -95,8 +95,10 @@ def main() -> None:
         if rank() == 0:
             report(args)
             print(f"\n{time.perf_counter() - began:.0f} s; everything is in {args.out}/")
-    except BilevelError as error:
+    except (BilevelError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume goes on from the last checkpoint")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -277,10 +279,6 @@ def save(model: TwoLevelModel, folder: Path, args, data: Data, numbers: dict) ->
     }
     card = CARD.format(**values, base=data.base, beta=args.beta, phase=phase)
     (folder / "README.md").write_text(card)
-
-
-def read_result(folder: Path) -> dict:
-    return dict(json.loads((folder / "result.json").read_text()))
 
 
 def write_result(folder: Path, args, numbers: dict) -> None:

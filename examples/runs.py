@@ -116,3 +116,12 @@ def require_same_run(
                 f"{getattr(args, option)} has changed since the run in {folder} began: begin a new "
                 "run"
             )
+
+
+def read_result(folder: Path) -> dict:
+    """What a finished arm wrote."""
+    place = folder / "result.json"
+    try:
+        return dict(json.loads(place.read_text()))
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{place} is damaged: remove it, and --resume measures anew") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import pandas as pd
 import torch
 from output import peak_memory, write_configuration, write_csv, write_json
-from runs import require_same_run
+from runs import read_result, require_same_run
 
 from bilevel import checkpoints
 from bilevel.callbacks import Checkpoint, TensorBoard
@@ -177,14 +176,6 @@ def evaluate(
     search = dataclasses.replace(search, vocabulary=recogniser.vocabulary)
     found = errors(decode(recogniser, source), decode(recogniser, source, search), folder)
     return {**read_result(folder), **found}
-
-
-def read_result(folder: Path) -> dict:
-    place = folder / "result.json"
-    try:
-        return dict(json.loads(place.read_text()))
-    except (ValueError, TypeError) as error:
-        raise OptionError(f"{place} is damaged: remove it, and --resume measures anew") from error
 
 
 def errors(greedy: Decoded, beam: Decoded, folder: Path) -> dict:

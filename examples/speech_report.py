@@ -153,7 +153,6 @@ def _probes(summary: dict) -> Figure:
 def _training(history: pd.DataFrame, size: int) -> Figure:
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     losses, codes = figure.subplots(1, 2)
-    first = history["seed"].iloc[0]
     for (method, seed), run in history.groupby(["method", "seed"], sort=False):
         curves = [(losses, "lower", f"{method} (G)", COLOURS[method], *CURVES[method])]
         if method == "birq":
@@ -162,6 +161,7 @@ def _training(history: pd.DataFrame, size: int) -> Figure:
                 (codes, "enhanced_perplexity", "birq: enhanced labels", "#7a3e9d", *PLAIN),
                 (codes, "anchor_perplexity", "birq: anchor labels", "#8a8f98", *PLAIN),
             ]
+        first = history.loc[history["method"] == method, "seed"].iloc[0]
         for axes, column, label, colour, style, width, opacity in curves:
             axes.plot(
                 run["step"], run[column], color=colour, linestyle=style, linewidth=width,

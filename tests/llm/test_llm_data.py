@@ -378,3 +378,12 @@ def test_records_of_two_kinds_and_responses_cut_to_the_same_are_refused():
     long = Preference("Say: ", "word " * 60 + "a", "word " * 60 + "b")
     with pytest.raises(DatasetError, match="the same within 20 tokens"):
         tokenize([long], tokenizer(), 20)
+
+
+def test_pairs_that_are_alike_once_cut_are_refused_or_dropped():
+    alike = Preference("Say it. ", "one two three four five", "one two three four six")
+    other = Preference("Say it. ", "one two", "six seven")
+    length = len(tokenizer()("Say it.")["input_ids"]) + 3
+    with pytest.raises(DatasetError, match=r"the same within .* give drop_long=True"):
+        tokenize([other, alike], tokenizer(), length)
+    assert len(tokenize([other, alike], tokenizer(), length, drop_long=True)) == 1

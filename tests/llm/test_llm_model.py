@@ -352,6 +352,24 @@ def test_an_adapter_of_another_scale_or_with_broken_weights_is_refused(tmp_path)
     other = TwoLevelModel(base(), rank=4, alpha=640.0)
     with pytest.raises(DatasetError, match="lora_alpha"):
         other.load_pretrained(tmp_path)
+    configuration = tmp_path / "adapter_config.json"
+    saved = json.loads(configuration.read_text())
+    for changed, words in (
+        ({"use_rslora": True}, "use_rslora=True, and this model False"),
+        ({"alpha_pattern": {"q_proj": 64}}, "alpha_pattern="),
+        ({"use_dora": True}, "use_dora"),
+    ):
+        configuration.write_text(json.dumps({**saved, **changed}))
+        with pytest.raises(DatasetError, match=words):
+            two_levels().load_pretrained(tmp_path)
+    configuration.write_text("[]")
+    with pytest.raises(DatasetError, match="is damaged"):
+        two_levels().load_pretrained(tmp_path)
+    configuration.unlink()
+    with pytest.raises(DatasetError, match="cannot be read"):
+        two_levels().load_pretrained(tmp_path)
+    configuration.write_text(json.dumps(saved))
+    two_levels().load_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     weights = load_file(file)
     save_file({name: value for name, value in weights.items() if "lora_A" not in name}, file)

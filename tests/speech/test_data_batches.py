@@ -316,7 +316,9 @@ def test_a_pass_without_a_batch_is_an_error(tmp_path):
     loader = SpeechBatches(silent, batch_seconds=6.0)
     with (
         pytest.warns(UserWarning, match="3 silent"),
-        pytest.raises(DatasetError, match=r"gave no batch. 3 of 3 .* 3 silent \(s0, s1, s2\)"),
+        pytest.raises(
+            DatasetError, match=r"no utterance can be read. 3 of 3 .* 3 silent \(s0, s1, s2\)"
+        ),
     ):
         list(loader)
 
@@ -374,3 +376,32 @@ def test_a_process_whose_part_cannot_be_read_takes_another_utterance(corpus, tmp
 def test_options_that_make_no_batches_are_refused(corpus, options, error, message):
     with pytest.raises(error, match=message):
         SpeechBatches(corpus, **{"batch_seconds": 6.0, **options})
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped")
+def test_what_stands_in_for_a_part_that_cannot_be_read_is_whole_and_was_planned(corpus, tmp_path):
+    silent = dataclasses.replace(broken(tmp_path, "silent"), duration=0.5)
+    ordered = sorted(corpus, key=lambda each: -each.duration)
+    loader = SpeechBatches([*ordered, silent], batch_seconds=1.0, max_seconds=1.5)
+    durations = {each.id: each.duration for each in corpus}
+    for batch in loader:
+        for utterance, length in zip(batch.utterances, batch.lengths.tolist(), strict=True):
+            assert durations[utterance.id] <= 1.5
+            assert length == int(durations[utterance.id] * RATE)
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped")
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_pass_goes_on_where_it_stopped_also_behind_batches_that_cannot_be_read(
+    corpus, tmp_path, count
+):
+    bad = [
+        dataclasses.replace(broken(tmp_path, "silent"), id=f"s{i}", duration=0.5) for i in range(3)
+    ]
+    whole, resumed = (
+        SpeechBatches([*corpus[:6], *bad], batch_seconds=0.4, seed=4) for _ in range(2)
+    )
+    expected = names(whole)
+    assert len(expected) == len(whole) == 9
+    resumed.skip(count)
+    assert names(resumed) == expected[count:]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from signals import spoken_store
 
-from bilevel.errors import DatasetError
+from bilevel.errors import DatasetError, OptionError
+from bilevel.problems.speech import sources
 from bilevel.problems.speech.data import AudioError, Phone, SpeechCorpus, Utterance, audio
 from bilevel.problems.speech.sources import StoredSpeech, StreamedSpeech
 
@@ -139,3 +141,18 @@ def test_the_same_audio_is_not_learnt_from_and_tested_on(speech, tmp_path):
         streamed(train, [one], [same])
     later = dataclasses.replace(one, id="later", offset=0.25)
     assert names(streamed(train, [one], [later]).tested()) == ["later"]
+
+
+def test_pretraining_on_what_is_tested_on_is_pointed_out(speech):
+    with pytest.warns(UserWarning, match="1 of the 2 utterances to be tested on are among those"):
+        streamed([speech("x0"), speech("x1")], [speech("l0")], [speech("x1"), speech("x2")])
+
+
+def test_stored_speech_is_for_one_process(monkeypatch):
+    stores = (spoken_store(4, seed) for seed in range(3))
+    source = StoredSpeech(*stores, batch_size=2)
+    monkeypatch.setattr(sources, "world_size", lambda: 2)
+    for loader in (source.pretraining, source.labelled):
+        with pytest.raises(OptionError, match="StoredSpeech is for one process, and here are 2"):
+            loader(0)
+    assert len(list(source.tested())) > 0

@@ -248,6 +248,14 @@ class TestSpecAugment:
         found = torch.stack([self.blank(mel, 3 * seed) for seed in range(300)])[:, :, 0]
         assert found.sum(2).unique().tolist() == list(range(8))
 
+    def test_no_band_is_wider_than_its_share_also_where_that_is_no_whole_number(self):
+        noise = KeyedNoise(list(range(2000)), torch.device("cpu"))
+        options = SpecAugment(time_bands=1, time_width=40, time_share=0.1, mel_bands=0)
+        blank = options(torch.ones(2000, 43, 80), torch.full((2000,), 43), noise)[..., 0] == 0
+        widths, counts = blank.sum(1).unique(return_counts=True)
+        assert widths.tolist() == [0, 1, 2, 3, 4]  # 4.3 frames at most
+        assert counts.min() > 320
+
     def test_an_utterance_has_the_same_bands_in_any_batch(self):
         whole = self.blank(AUGMENT, 0)
         alone = AUGMENT(

@@ -12,7 +12,13 @@ from signals import inputs, model, spoken_store
 
 from bilevel import PBGDFree
 from bilevel.callbacks import Callback, Checkpoint
-from bilevel.errors import CheckpointError, DatasetError, NonFiniteError, OptionError
+from bilevel.errors import (
+    CheckpointError,
+    DatasetError,
+    NonFiniteError,
+    NotApplicableError,
+    OptionError,
+)
 from bilevel.problems.speech import (
     CodeMonitor,
     CollapseError,
@@ -312,3 +318,31 @@ def test_pretraining_options_out_of_range_are_refused(changes, message):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(OptionError, match="no preset 'huge'; choose one of tiny"):
         SpeechModel("huge")
+
+
+def test_what_was_calibrated_before_further_training_holds_no_longer():
+    network = model()
+    network.calibrate(BATCHES[:1])
+    network.enhanced_codes(BATCHES[1])
+    pretrain(PretrainingLosses(network), BATCHES, PretrainingOptions(steps=2), progress=False)
+    with pytest.raises(NotApplicableError, match=r"call model\.calibrate"):
+        network.enhanced_codes(BATCHES[1])
+    network.calibrate(BATCHES[:1])
+    network.enhanced_codes(BATCHES[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("betas", (2.0, 0.9)), ("betas", 5), ("betas", (0.9,)), ("autocast", torch.float16)],
+)
+def test_options_of_the_optimiser_are_checked_at_once(name, value):
+    with pytest.raises(OptionError, match="betas" if name == "betas" else "autocast"):
+        PretrainingOptions(steps=2, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 0}, {"window": 2.5}, {"most_gradient_ratio": math.nan}]
+)
+def test_a_guard_that_could_not_fire_is_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        CodeMonitor(PretrainingLosses(model()).statistics, **options)

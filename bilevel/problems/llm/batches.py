@@ -14,6 +14,7 @@ from bilevel.distributed import rank, world_size
 from bilevel.errors import DatasetError
 from bilevel.options import check_count
 from bilevel.problems.llm.tokens import Item, Tokens, check_length
+from bilevel.transfer import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
+            name: send(value, device)
             for name, value in self.__dict__.items()
             if isinstance(value, Tensor)
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -96,6 +96,14 @@ class ResponseDiagnostics(Callback):
         """The constants c, α, δ of the flatness definition (arXiv:2507.20400, Definition 1)."""
         points = self.points
         return fit_flatness(points["distance"].to_numpy(), points["difference"].to_numpy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points, for a checkpoint."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take those of the run that is resumed."""
+        self._rows = saved["rows"]
 
     def on_step(self, run: Run) -> None:
         """Measure if it is time."""

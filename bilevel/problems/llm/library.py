@@ -58,7 +58,8 @@ class LibraryCorpus:
     preferences
         Signature, its summary, and a sentence that is none: the last of the documentation.
     test_instructions, test_preferences
-        Of other functions: held out.
+        Of other functions: held out. Summaries are never the same; last sentences that several
+        functions share, such as "Raises ValueError.", may be rejected in both parts.
     """
 
     texts: tuple[str, ...]

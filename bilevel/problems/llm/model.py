@@ -22,6 +22,10 @@ from bilevel.problems.llm.tokens import Item, Tokens, check_length, check_vocabu
 
 #: Relative difference of logits that low precision may make.
 _AGREEMENT = 2e-2
+#: What the scale of an adapter's weights depends on.
+_SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+#: How names of floats that are rates of dropout end.
+_DROPOUT = ("dropout", "layerdrop", "pdrop", "dropout_prob", "dropout_rate")
 #: The same of hidden states; it is more by far where sequences see one another.
 _SEPARATION = 5e-2
 
@@ -257,12 +261,18 @@ class TwoLevelModel(nn.Module):
         """Refuse an adapter that scales its weights otherwise."""
         config = self.adapted.peft_config["default"]
         try:
-            saved = json.loads(file.read_text()) if file.is_file() else {}
-        except ValueError as error:
+            saved = json.loads(file.read_text())
+            saved.keys()
+        except OSError as error:
+            raise DatasetError(f"{file} cannot be read ({error}): it says how an adapter scales "
+                               "its weights") from error  # fmt: skip
+        except (ValueError, AttributeError) as error:
             raise DatasetError(f"{file} is damaged: {error}") from error
-        for name, own in (("r", config.r), ("lora_alpha", config.lora_alpha)):
-            if saved.get(name, own) != own:
-                raise DatasetError(f"{file} has {name}={saved[name]}, and this model {own}")
+        for name in _SCALING:
+            own = getattr(config, name)
+            found = saved.get(name, own)
+            if (found or None) != (own or None):
+                raise DatasetError(f"{file} has {name}={found}, and this model {own}")
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -286,8 +296,12 @@ def _switch_dropout_off(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():  # for torch.nn.functional.dropout
-            if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
+            if isinstance(value, float) and name.endswith(_DROPOUT):
                 setattr(module, name, 0.0)
+    config = getattr(model, "config", None)  # some families read it in each pass
+    for name, value in vars(config).items() if config is not None else ():
+        if isinstance(value, float) and name.endswith(_DROPOUT):
+            setattr(config, name, 0.0)
 
 
 def check_items(model: TwoLevelModel, items: Sequence[Item]) -> None:

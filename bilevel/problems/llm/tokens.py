@@ -110,9 +110,11 @@ def tokenize(
             for response in _responses(record)
         )
         if len(item) > len(set(item)):
+            if drop_long:
+                continue
             raise DatasetError(
                 f"record {number}: chosen and rejected are the same within {max_length} tokens: "
-                "raise max_length, or leave the record out"
+                "raise max_length, or give drop_long=True to leave such records out"
             )
         items.append(item)
     if not items:

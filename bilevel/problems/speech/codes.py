@@ -11,6 +11,7 @@ from torch import Tensor
 from bilevel.callbacks import Callback, Record
 from bilevel.distributed import mean_values, world_size
 from bilevel.errors import BilevelError, OptionError
+from bilevel.options import check_count, check_positive
 from bilevel.problems.speech.labels import Labels
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ class CodeMonitor(Callback):
     ) -> None:
         if not 0 < least_ratio < 1:
             raise OptionError(f"least_ratio={least_ratio}, expected a number between 0 and 1")
+        check_positive("most_gradient_ratio", most_gradient_ratio)
+        check_count("window", window)
         self.statistics = statistics
         self.least_ratio = least_ratio
         self.most_gradient_ratio = most_gradient_ratio

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bilevel.errors import DatasetError, NonFiniteError
 from bilevel.problems.speech.features import LogMel, normalise
 from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING
-from bilevel.problems.speech.transfer import send
+from bilevel.transfer import send
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,17 @@ class PretrainingLosses(nn.Module):
         """Labels [N, codebooks] of G."""
         (teacher,) = self._teacher
         if teacher is not None:
-            return mask.take(teacher.enhanced_codes(inputs)[0])
+            place = teacher.codebook.codes.device
+            if place != inputs.features.device:
+                raise OptionError(
+                    f"the teacher is on {place}, what it is to label on {inputs.features.device}: "
+                    "move it there"
+                )
+            projection = teacher.enhanced_projection
+            with torch.no_grad():
+                hidden = teacher.hidden(inputs, teacher.options.labels.layer)
+                vectors = projection(mask.take(hidden), projection.fixed_map)
+                return teacher.codebook.nearest(vectors)
         model = self.model
         return model.codebook.nearest(mask.take(model.anchor_vectors(inputs.features)))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel.problems.speech.noise import KeyedNoise
 from bilevel.problems.speech.options import MEL_BINS, SUBSAMPLING, MaskOptions
-from bilevel.problems.speech.transfer import send
+from bilevel.transfer import send
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,8 @@ class SpeechModel(nn.Module):
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Fix the statistics of the enhanced labels, from a few hundred utterances.
 
+        Of several processes each fixes those of the batches that it is given: give all the same.
+
         What running averages hold lags behind a changing encoder: on the corpus of the example,
         averages over a hundred steps gave other codes than the final encoder's own statistics on
         half of the frames and more.

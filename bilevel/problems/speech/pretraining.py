@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bilevel.callbacks import Callback, Record
 from bilevel.checkpoints import require_same_settings
+from bilevel.errors import OptionError
 from bilevel.optimizers import has_fused_steps
 from bilevel.options import check_count, check_nonnegative, check_positive, check_share
 from bilevel.problem import BilevelProblem
@@ -90,6 +91,14 @@ class PretrainingOptions:
         for name in ("warmup", "final", "anchor_share"):
             check_share(name, getattr(self, name))
         check_count("accumulate", self.accumulate)
+        try:
+            first, second = self.betas
+            for name, beta in (("betas[0]", first), ("betas[1]", second)):
+                check_share(name, beta, below_one=True)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"betas={self.betas!r}, expected two shares in [0, 1)") from error
+        if self.autocast not in (None, torch.bfloat16):
+            raise OptionError(f"autocast={self.autocast!r}, expected torch.bfloat16 or None")
 
     def solver(self) -> PBGDFree:
         """The solver of these options."""
@@ -125,7 +134,7 @@ def pretrain(
     progress: bool | None = None,
     resume: str | Path | None = None,
 ) -> Solution:
-    """Train ``losses.model`` in place.
+    """Train ``losses.model`` in place; it is to be calibrated afterwards, see its ``calibrate``.
 
     Parameters
     ----------
@@ -157,6 +166,7 @@ def pretrain(
         The checkpoint is of another run, model or method, or of other options.
     """
     losses.train()
+    losses.model.enhanced_projection.forget_calibration()
     monitor = monitor or CodeMonitor(losses.statistics)
     with naming_utterances(losses):
         return options.solver().solve(

@@ -102,8 +102,10 @@ class NormalisedProjection(nn.Module):
             return _unit(torch.einsum("nd,bkd->nbk", z, matrix) + offset)
 
     @torch.no_grad()
-    def batch_map(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The map by the statistics of a batch [B, T, d], of all processes together."""
+    def batch_map(
+        self, hidden: Tensor, valid: Tensor | None, *, together: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The map by the statistics of a batch [B, T, d], of all processes ``together``."""
         if self.normalisation == "layernorm":
             return self.matrix, torch.zeros_like(self.fixed_offset)
         z = F.layer_norm(hidden.float(), hidden.shape[-1:]).flatten(0, 1)
@@ -111,7 +113,7 @@ class NormalisedProjection(nn.Module):
         weight, matrix = weight.double(), self.matrix.double()
         if self.normalisation == "standardise":
             z = z.double()
-            count, mean, square = _sums(weight.sum(), weight @ z, weight @ z**2)
+            count, mean, square = _sums(together, weight.sum(), weight @ z, weight @ z**2)
             mean = mean / count
             deviation = (square / count - mean**2).clamp_min(1e-12).sqrt()
             matrix = matrix / deviation
@@ -119,6 +121,7 @@ class NormalisedProjection(nn.Module):
         with _single_precision(z):
             p = torch.einsum("nd,bkd->nbk", z, self.matrix).double()
         count, mean, second = _sums(
+            together,
             weight.sum(),
             torch.einsum("n,nbk->bk", weight, p),
             torch.einsum("n,nbk,nbl->bkl", weight, p, p),
@@ -148,11 +151,16 @@ class NormalisedProjection(nn.Module):
         return self.fixed_matrix, self.fixed_offset
 
     def calibrate(self, hidden: Tensor, valid: Tensor | None) -> None:
-        """Keep the map of a set of hidden states [B, T, d] for use outside of training."""
-        matrix, offset = self.batch_map(hidden, valid)
+        """Keep the map of a set of hidden states [B, T, d], this process's own, for later use."""
+        matrix, offset = self.batch_map(hidden, valid, together=False)
         self.fixed_matrix.copy_(matrix)
         self.fixed_offset.copy_(offset)
         self.calibrated.fill_(True)
+
+    def forget_calibration(self) -> None:
+        """Refuse the map from now on: the encoder is about to change."""
+        self.calibrated.fill_(False)
+        self._seen_calibrated = False
 
 
 def _single_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -172,9 +180,9 @@ def _cholesky(covariance: Tensor, ridge: float) -> Tensor:
     return factor
 
 
-def _sums(*local: Tensor) -> tuple[Tensor, ...]:
-    """The sums over all processes of sums over each one's frames."""
-    if world_size() > 1:
+def _sums(together: bool, *local: Tensor) -> tuple[Tensor, ...]:
+    """Sums over each process's frames, or over those of all."""
+    if together and world_size() > 1:
         flat = torch.cat([each.reshape(-1) for each in local])
         dist.all_reduce(flat)
         parts = torch.split(flat, [each.numel() for each in local])

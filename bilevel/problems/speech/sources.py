@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from bilevel.distributed import rank, world_size
-from bilevel.errors import DatasetError
+from bilevel.errors import DatasetError, OptionError
 from bilevel.problems.speech.data import SpeechBatches, SpeechCorpus, Utterance, in_pieces
 from bilevel.problems.speech.data.audio import check_audio, measured
 from bilevel.problems.speech.data.batches import SHORTEST
@@ -81,6 +82,7 @@ class StoredSpeech:
 
     def __post_init__(self) -> None:
         _check_labelled(self.labelled_store.utterances, self.test.utterances)
+        _warn_of_heard(self.train.utterances, self.test.utterances)
 
     @classmethod
     def read(cls, corpus: SpeechCorpus) -> StoredSpeech:
@@ -108,12 +110,14 @@ class StoredSpeech:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def pretraining(self, seed: int) -> Iterable[SpeechInputs]:
+        _require_one_process()
         return self.train.crops(self.batch_size, self.crop_frames, seed)
 
     def sampled(self) -> Iterable[SpeechInputs]:
         return self.train.select(_spread(len(self.train))).batches(self.batch_frames)
 
     def labelled(self, seed: int) -> Iterable[SpeechInputs]:
+        _require_one_process()
         return self.labelled_store.batches(self.batch_frames, seed)
 
     def tested(self) -> Iterable[SpeechInputs]:
@@ -167,6 +171,7 @@ class StreamedSpeech:
 
     def __post_init__(self) -> None:
         _check_labelled(self.labelled_part, self.test)
+        _warn_of_heard(self.train, self.test)
         for each in self.test:
             check_audio(each)
 
@@ -290,6 +295,25 @@ def _check_labelled(labelled: Sequence[Utterance], test: Sequence[Utterance]) ->
         raise DatasetError(
             f"{len(bare)} of the {len(utterances)} utterances to be learnt from and tested on have "
             f"no transcript, such as {bare[0]!r}: leave them out, or give them one"
+        )
+
+
+def _require_one_process() -> None:
+    """All processes would learn from the same batches."""
+    if world_size() > 1:
+        raise OptionError(
+            f"StoredSpeech is for one process, and here are {world_size()}: use StreamedSpeech, "
+            "which shares its corpus out"
+        )
+
+
+def _warn_of_heard(train: Sequence[Utterance], test: Sequence[Utterance]) -> None:
+    both = {_place(each) for each in train} & {_place(each) for each in test}
+    if both:
+        warnings.warn(
+            f"{len(both)} of the {len(test)} utterances to be tested on are among those for "
+            "pretraining: errors on them are not those on speech that was never heard",
+            stacklevel=4,
         )
 
 

@@ -17,7 +17,7 @@ from bilevel.options import check_count, check_optional_positive, check_positive
 from bilevel.problems.speech.data.audio import SAMPLE_RATE, AudioError, duration_of, read_audio
 from bilevel.problems.speech.data.records import Utterance
 from bilevel.problems.speech.noise import key_of
-from bilevel.problems.speech.transfer import send
+from bilevel.transfer import send
 
 #: Seconds of one encoder frame: four windows of 25 ms, 10 ms apart.
 SHORTEST = 0.055
@@ -245,7 +245,10 @@ class SpeechBatches:
                 yield ahead.popleft().result()
 
     def _read(self, rows: list[int], seconds: float, epoch: int) -> SpeechBatch | None:
-        """This process's part of a batch; nothing where none of it can be read."""
+        """This process's part of a batch; where none of it can be read, what stands in for it.
+
+        Nothing does in a single pass over a whole corpus, which is to miss and repeat none.
+        """
         own = [self.utterances[i] for i in rows[self.rank :: self.world_size]]
         size = int(np.ceil(seconds * SAMPLE_RATE))
         waveforms, kept = [], []
@@ -256,7 +259,7 @@ class SpeechBatches:
                 kept.append(utterance)
         if kept:
             return self._batch(waveforms, kept, size, epoch)
-        return self._replacement(size, epoch) if self.world_size > 1 else None
+        return self._replacement(seconds, epoch) if self.shuffle or self.world_size > 1 else None
 
     def _samples(self, utterance: Utterance, size: int, epoch: int) -> Tensor | None:
         try:
@@ -284,12 +287,19 @@ class SpeechBatches:
         keys = [key_of(self.seed, epoch, each.id) for each in utterances]
         return SpeechBatch(padded, lengths, utterances, keys)
 
-    def _replacement(self, size: int, epoch: int) -> SpeechBatch:
-        """A readable utterance, where the others wait for this process's part of a step."""
-        for utterance in self.utterances:
-            samples = self._samples(utterance, size, epoch)
-            if samples is not None:
-                return self._batch([samples], [utterance], size, epoch)
+    def _replacement(self, seconds: float, epoch: int) -> SpeechBatch:
+        """A readable utterance, no longer than the batch's if there is one.
+
+        Other processes wait for this one's part of a step, and a run is resumed by the number of
+        batches, so each that was planned has to come.
+        """
+        for (rows, edge), _ in sorted(self._buckets, key=lambda bucket: bucket[0][1] > seconds):
+            size = int(np.ceil(max(edge, seconds) * SAMPLE_RATE))
+            for utterance in (self.utterances[i] for i in rows):
+                samples = self._samples(utterance, size, epoch)
+                if samples is not None:
+                    return self._batch([samples], [utterance], size, epoch)
+        self._warn()
         raise DatasetError(f"no utterance can be read. {self.report()}")
 
     def _skip(self, utterance: Utterance, error: AudioError) -> None:

@@ -45,7 +45,7 @@ class SpecAugment:
         bins = torch.full_like(counts, features.shape[2])
         drawn = torch.from_numpy(noise.uniform(2 * (self.time_bands + self.mel_bands)))
         drawn = drawn.to(features.device)
-        widest = (counts * self.time_share).clamp(max=float(self.time_width))
+        widest = (counts * self.time_share).floor().clamp(max=float(self.time_width))
         frames = _bands(drawn[:, : 2 * self.time_bands], widest, counts, features.shape[1])
         widest = bins.clamp(max=float(self.mel_width))
         mels = _bands(drawn[:, 2 * self.time_bands :], widest, bins, features.shape[2])
