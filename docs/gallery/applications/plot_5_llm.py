@@ -193,9 +193,9 @@ print(sorted(each.name for each in (folder / "adapter").iterdir()))
 # losses, drawn anew each time), 24 seconds of training each and then 6 of the head alone
 # on further instructions ("post"), the learning rate (1e-3 or 3e-3) chosen on validation records,
 # scored on test records; mean ± standard deviation of three seeds. The losses are those of
-# held-out text in nats; before training they are .693 and 4.707. Of 200 held-out pairs about 12 have
-# a rejected sentence that is rejected in training too, which flatters all methods a little. (One
-# thread of an Intel Xeon, seconds of its CPU clock, torch 2.13, a base of 400 steps,
+# held-out text in nats; before training they are .693 and 4.707. Of 200 held-out pairs about 12
+# have a rejected sentence that is rejected in training too, which flatters all methods a little.
+# (One thread of an Intel Xeon, seconds of its CPU clock, torch 2.13, a base of 400 steps,
 # ``benchmarks/llm_study.py --budget 24 --post-budget 6 --seeds 3 --lrs 1e-3 3e-3``; padded batches;
 # every method chose 1e-3.) The suite ``benchmarks/llm`` draws the scores against time.
 #
