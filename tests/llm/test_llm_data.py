@@ -317,6 +317,12 @@ def test_the_library_corpus_keeps_its_parts_apart():
     text = "\n".join(corpus.texts)
     held_out = [*corpus.test_instructions, *corpus.instructions]
     assert sum(record.response in text for record in held_out) <= 2  # short ones may recur
+    assert max(len(prompt) for part in prompts for prompt in part) < 200
+    rejected = [record.rejected for record in (*corpus.preferences, *corpus.test_preferences)]
+    summed = [record.chosen for record in (*corpus.preferences, *corpus.test_preferences)]
+    summed += [record.response for record in held_out]
+    assert len(set(rejected)) == len(rejected)
+    assert not set(rejected) & set(summed)
     with pytest.raises(DatasetError, match="at most 90 % are drawn"):
         library_corpus(10**6, 10, 10)
 

@@ -20,6 +20,8 @@ from bilevel.problems.llm.records import Instruction, Preference
 
 _PROMPT = "Signature: {}\nSummary: "
 _WORDS = range(4, 31)
+#: Characters of a signature: longer ones, of which there are few, leave little room in a context.
+_LONGEST = 160
 _NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -58,8 +60,7 @@ class LibraryCorpus:
     preferences
         Signature, its summary, and a sentence that is none: the last of the documentation.
     test_instructions, test_preferences
-        Of other functions: held out. Summaries are never the same; last sentences that several
-        functions share, such as "Raises ValueError.", may be rejected in both parts.
+        Of other functions: held out. No sentence is in two of the parts.
     """
 
     texts: tuple[str, ...]
@@ -105,7 +106,13 @@ def library_corpus(
     functions = library_functions()
     random = np.random.default_rng(seed)
     shuffled = [functions[i] for i in random.permutation(len(functions))]
-    detailed = [each for each in shuffled if each.detail]
+    shuffled = [each for each in shuffled if len(each.signature) <= _LONGEST]
+    # Many functions end alike: no sentence is rejected twice, nor where it sums another up.
+    seen, detailed = {each.summary for each in functions}, []
+    for each in shuffled:
+        if each.detail and each.detail not in seen:
+            seen.add(each.detail)
+            detailed.append(each)
     preferred = _drawn(detailed, (preferences, tests), "with a sentence beside their summary")
     used = {each.signature for part in preferred for each in part}
     others = [each for each in shuffled if each.signature not in used]
