@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bilevel.calculus import Array, gradient
-from bilevel.errors import NotApplicableError
+from bilevel.errors import NotApplicableError, ResponseError
 from bilevel.evaluation import Evaluation
 from bilevel.lagrangian import lagrangian
 from bilevel.problem import BilevelProblem
@@ -103,7 +103,7 @@ def _joint_stationarity(
     problem: BilevelProblem, state: State, penalty: float, value_gradient: Array
 ) -> Stationarity:
     """Distance of -∇[f + γ(g - v)] to the cone of the active constraints' gradients, in (x, y)."""
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import nnls
 
     entries = state.upper.size + state.lower.size
     if entries > EXACT_LIMIT:
@@ -120,19 +120,21 @@ def _joint_stationarity(
     kept = gradient(evaluation.upper(through_x=True), state.upper.leaves + state.lower.leaves)
     total = kept + penalty * slope
     identity = np.eye(len(z))
-    columns = np.concatenate(
+    rows = np.concatenate(
         [
             at.inequality_jacobian[at.inequalities >= -_ACTIVE],
             identity[z >= program.upper - _ACTIVE],
             -identity[z <= program.lower + _ACTIVE],
             at.equality_jacobian,
+            -at.equality_jacobian,
         ]
     )
     normal = np.zeros_like(total)
-    if len(columns):
-        free = len(at.equalities)
-        low = np.concatenate([np.zeros(len(columns) - free), np.full(free, -np.inf)])
-        normal = columns.T @ lsq_linear(columns.T, -total, bounds=(low, np.inf)).x
+    if len(rows):
+        try:
+            normal = rows.T @ nnls(rows.T, -total, maxiter=10 * len(rows))[0]
+        except RuntimeError as error:
+            raise ResponseError("the multipliers that fit best in (x, y) were not found") from error
     return Stationarity(
         residual=_norm(total + normal),
         size=_norm(kept) + _norm(penalty * slope + normal),

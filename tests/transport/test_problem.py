@@ -23,6 +23,8 @@ from bilevel.problems.transport import (
     transport_start,
 )
 from bilevel.schedules import Geometric
+from bilevel.stationarity import fresh_stationarity
+from bilevel.verification import fresh_value, verifying_response
 
 GROUPINGS = ("destinations", "pairs")
 
@@ -174,3 +176,21 @@ def test_variables_of_another_form_are_refused() -> None:
         transport_problem(network, commodities="origins")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="extrapolation=1"):
         DifferenceOfConvex(extrapolation=1)
+
+
+def test_the_residual_in_capacities_and_flows_is_at_most_what_the_last_step_leaves() -> None:
+    # 72 conservation rows and some 250 flows at zero: far more multipliers than are determined.
+    network = nine_node()
+    problem = transport_problem(network)
+    outer = DifferenceOfConvex(extrapolation=0.9)
+    solver = BLOCC(penalty=Geometric(0.3, 500.0, steps=40), outer=outer)
+    state = solver.init(problem, *transport_start(network))
+    for _ in range(40):
+        solver.step(problem, state)
+    response = verifying_response(problem, state)
+    assert response is not None
+    slope = fresh_value(problem, state, response).gradient
+    found = fresh_stationarity(problem, state, response, 500.0, slope)
+    left = outer.stationarity(problem, state, 500.0, slope)
+    assert left is not None
+    assert 0.0 < found.residual <= left.residual * (1 + 1e-6)
