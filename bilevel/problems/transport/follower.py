@@ -11,7 +11,12 @@ import numpy.typing as npt
 from bilevel.errors import ResponseError, VariableError
 from bilevel.options import check_positive
 from bilevel.problems.transport.capacity import Capacity
-from bilevel.problems.transport.interior_point import RoutePoint, RouteProgram, solve_routes
+from bilevel.problems.transport.interior_point import (
+    RoutePoint,
+    RouteProgram,
+    RoutesError,
+    solve_routes,
+)
 from bilevel.problems.transport.network import TransportNetwork, require_network
 from bilevel.problems.transport.routes import (
     Array,
@@ -165,6 +170,12 @@ class Passengers:
                     added = pool.add(shortest, known - shortest.cost > slack)
                     if added:
                         break
+            except RoutesError as error:
+                missing = self._find(network.travel_cost + 1e3 * error.toll)
+                if not pool.add(missing, np.ones(len(demand), dtype=bool)):
+                    raise
+                toll, warm = np.ones(len(toll)), False
+                continue
             except ResponseError:
                 if not warm:
                     raise

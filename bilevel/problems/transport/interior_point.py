@@ -12,6 +12,23 @@ from bilevel.errors import ResponseError
 from bilevel.problems.transport.capacity import Capacity
 from bilevel.problems.transport.routes import Array, RouteLayout
 
+#: Tolls, relative to the costs, that prove that no flows on the routes keep all bounds.
+_UNBOUNDED = 1e6
+
+
+class RoutesError(ResponseError):
+    """The routes of a pool cannot carry the least shares within the ceilings and the budget.
+
+    ``toll`` grows without bound there: shortest routes at it are those that are missing, if any.
+    """
+
+    def __init__(self, toll: Array) -> None:
+        super().__init__(
+            "the least shares cannot be carried by routes that passengers would take within the "
+            "ceilings and the budget: lower the shares, or raise the other limits"
+        )
+        self.toll = toll
+
 
 class RouteProgram(NamedTuple):
     r"""Passengers' routes over a pool, at capacities given or chosen.
@@ -89,6 +106,8 @@ def solve_routes(
     ------
     ResponseError
         A tolerance was not reached.
+    RoutesError
+        The routes cannot carry what is asked for.
 
     Notes
     -----
@@ -96,8 +115,11 @@ def solve_routes(
     """
     point, remaining = _Iterate(program, toll, warm), list(tolerances)
     final = remaining[-1]
+    costs = 1.0 + program.travel_cost.max() + np.abs(program.alternative).max()
     for _ in range(max_iterations):
         residual = point.residual(final)
+        if point.toll.max() > _UNBOUNDED * costs:
+            raise RoutesError(point.toll / point.toll.max() * costs)
         while remaining and residual <= remaining[0] / final:
             remaining.pop(0)
             yield RoutePoint(point.values[0], point.q, point.a, point.load, point.toll)
@@ -269,7 +291,7 @@ class _NewtonSystem:
         matrix[links:, :links] = coupling
         matrix[:links, links:] = coupling.T
         matrix[links:, links:] += coupling @ capacity.rows.T
-        self.factor = cho_factor(matrix)
+        self.factor = _factorised(matrix)
         self.of_routes = point.dual_residual()
         self.of_capacity = point.capacity_residual()
         self.of_rows = point.excess() + spare
@@ -309,6 +331,21 @@ class _NewtonSystem:
         mean = self.point.program.layout.per_pair(self.pi * r)
         total = mean * self.weight
         return self.t * (r - mean[local]) + self.pi * total[local], total
+
+
+def _factorised(matrix: Array) -> tuple[Array, bool]:
+    """Cholesky factors; of a matrix slightly raised where rounding leaves it no positive one.
+
+    So it is at the end where tolls are not unique. The next residuals tell what that costs.
+    """
+    diagonal = np.diag(np.diag(matrix))
+    for raised in (0.0, 1e-14, 1e-12, 1e-10):
+        try:
+            factor: tuple[Array, bool] = cho_factor(matrix + raised * diagonal)
+            return factor
+        except LinAlgError:
+            continue
+    return cho_factor(matrix + 1e-8 * diagonal)
 
 
 def _adjoint(capacity: Capacity, dual: Array) -> Array:

@@ -87,14 +87,16 @@ class PassengerResponse(Response):
         """Solve the difference-of-convex subproblem, over capacities, shares and routes."""
         network, track = self.passengers.network, state.perturbed
         price = network.construction_cost / penalty - slope
+        # The budget's row in units of the dearest link.
+        unit = max(float(network.construction_cost.max()), np.finfo(float).tiny)
         capacity = ChosenCapacity(
             price=price,
             center=state.upper.vector(),
             proximal=proximal / penalty,
             lower=self.bounds.lower,
             upper=self.bounds.upper,
-            unit_cost=network.construction_cost,
-            budget=self.bounds.budget,
+            unit_cost=network.construction_cost / unit,
+            budget=self.bounds.budget / unit,
         )
         alternative = network.alternative_cost + network.fare / penalty
         answer = self.passengers.solve(
