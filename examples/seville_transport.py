@@ -55,7 +55,7 @@ from bilevel.problems.transport import (
     three_node,
     transport_start,
 )
-from bilevel.problems.transport.planning import NEGLIGIBLE
+from bilevel.problems.transport.planning import NEGLIGIBLE, check_options
 from bilevel.problems.transport.tables import read_csv
 
 NETWORKS = {"three-node": three_node, "nine-node": nine_node, "seville": seville}
@@ -64,27 +64,36 @@ QUICK = {"steps": 30, "first_penalties": [0.1], "polish": 2}
 
 def main() -> None:
     args = parse_arguments()
-    began = time.perf_counter()
     torch.set_num_threads(1)
     try:
-        require("matplotlib", "plot")
-        network = read_network(args)
-        limits = PlanLimits(
-            ceiling=read_limit(args.ceiling, network.links, ("i", "j", "ceiling"), np.inf),
-            budget=args.budget,
-            least_share=read_limit(args.least_share, network.pairs, ("o", "dest", "share"), 0.0),
-        )
-        start = read_start(args, network)
-        limits.of(network)  # so that nothing is written where they contradict each other
-        prepare_folder(args)
-        plan = plan_network(
-            network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
-            trim=not args.no_trim, polish=args.polish, seed=args.seed,
-            callbacks=[TrueProfit(network)],
-            checkpoints=args.out / "checkpoints", resume=args.resume,
-        )  # fmt: skip
-    except BilevelError as error:
+        run(args)
+    except (BilevelError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume goes on from the last checkpoint")
+
+
+def run(args: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    require("matplotlib", "plot")
+    network = read_network(args)
+    limits = PlanLimits(
+        ceiling=read_limit(args.ceiling, network.links, ("i", "j", "ceiling"), np.inf),
+        budget=args.budget,
+        least_share=read_limit(args.least_share, network.pairs, ("o", "dest", "share"), 0.0),
+    )
+    start = read_start(args, network)
+    # All that may be refused comes before anything is written or removed.
+    limits.of(network)
+    check_options(args.steps, args.first_penalties, args.polish, args.seed)
+    transport_start(network, start)
+    prepare_folder(args)
+    plan = plan_network(
+        network, limits, start=start, steps=args.steps, first_penalties=args.first_penalties,
+        trim=not args.no_trim, polish=args.polish, seed=args.seed,
+        callbacks=[TrueProfit(network)],
+        checkpoints=args.out / "checkpoints", resume=args.resume,
+    )  # fmt: skip
     from transport_report import draw, history, pairs, summary, table
 
     write_json(args.out / "summary.json", summary(plan))
@@ -95,7 +104,7 @@ def main() -> None:
     draw(plan, args.out)
     print(table(plan))
     if not plan.assessment.capacity.any():
-        print("\nNo link pays for itself: the plan is to build none.")
+        print("\nNo link pays for itself within the limits: the plan is to build none.")
     if plan.violation > NEGLIGIBLE:
         print(
             f"\nNo plan within the limits was found: this one breaks them by {plan.violation:.2g}."
@@ -150,6 +159,12 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--demand goes with --links or --graph, and each of these with --demand")
     if args.positions and not args.links:
         parser.error("--positions goes with --links; a graph's nodes have attributes x and y")
+    args.name = args.links.stem if args.links else None
+    if isinstance(args.network, Path):
+        folder, positions = args.network, args.network / "nodes.csv"
+        args.links, args.demand = folder / "links.csv", folder / "demand.csv"
+        args.positions = positions if positions.exists() else None
+        args.network, args.name = str(folder.resolve()), folder.resolve().name
     return args
 
 
@@ -174,19 +189,9 @@ def number_or_file(text: str) -> float | Path:
 
 def read_network(args: argparse.Namespace) -> TransportNetwork:
     if args.links:
-        return TransportNetwork.from_csv(
-            args.links, args.demand, args.positions, name=args.links.stem
-        )
+        return TransportNetwork.from_csv(args.links, args.demand, args.positions, name=args.name)
     if args.graph:
         return TransportNetwork.from_graphml(args.graph, args.demand)
-    if isinstance(args.network, Path):
-        positions = args.network / "nodes.csv"
-        return TransportNetwork.from_csv(
-            args.network / "links.csv",
-            args.network / "demand.csv",
-            positions if positions.exists() else None,
-            name=args.network.resolve().name,
-        )
     if args.network in NETWORKS:
         return NETWORKS[args.network]()
     return random_network(int(args.network.partition(":")[2]), seed=args.seed)
@@ -202,20 +207,24 @@ def read_limit(
     rows = read_csv(given, columns)
     names = [tuple(map(str, pair)) for pair in zip(*(table[end] for end in ends), strict=True)]
     place = {pair: number for number, pair in enumerate(names)}
-    values = np.full(len(table), default)
+    values, seen = np.full(len(table), default), set()
     for line, cells in rows.iterrows():
         pair = tuple(cells[end] for end in ends)
+        where = f"{given}, line {line}"
         if pair not in place:
             kind = "link" if ends[0] == "i" else "pair with a demand"
-            raise OptionError(
-                f"{given}, line {line}: the network has no {kind} from {pair[0]!r} to {pair[1]!r}"
-            )
+            raise OptionError(f"{where}: no {kind} leads from {pair[0]!r} to {pair[1]!r}")
+        if pair in seen:
+            raise OptionError(f"{where}: {pair[0]!r} to {pair[1]!r} stands in an earlier line")
+        seen.add(pair)
         try:
-            values[place[pair]] = float(cells[column])
-        except ValueError as error:
-            raise OptionError(
-                f"{given}, line {line}, column {column}: {cells[column]!r} is not a number"
-            ) from error
+            value = float(cells[column])
+        except ValueError:
+            value = np.nan
+        if not (value > 0 if column == "ceiling" else 0 <= value < 1):
+            expected = "a number above 0" if column == "ceiling" else "a share in [0, 1)"
+            raise OptionError(f"{where}: {column} is {cells[column]!r}, expected {expected}")
+        values[place[pair]] = value
     return values
 
 

@@ -19,6 +19,7 @@ INK, GREY = "#3c4651", "#d5dae0"
 COLOURS = LinearSegmentedColormap.from_list("toll", ["#6cb0ee", "#2c6fd0", "#7a3fb0", "#c0186a"])
 LABELLED = 60  # Nodes: the labels of more would cover the links.
 POINT = 1 / 72  # inch
+LEAST_COLOUR = 1e-3  # Tolls below are rounding errors.
 MAP_SIDE = 6.6  # inches
 
 
@@ -53,10 +54,10 @@ def draw_map(plan) -> Figure:
     _draw_nodes(axes, at, network.nodes, radius)
     tall = min(height, 3.0)
     box = (width + 0.6, 0.85 + (height - tall) / 2, 0.13, tall)
-    bar_axes = figure.add_axes(_fraction(figure, box))
-    bar = figure.colorbar(links, cax=bar_axes)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
+    if colour.max(initial=0.0) > LEAST_COLOUR:
+        bar = figure.colorbar(links, cax=figure.add_axes(_fraction(figure, box)))
+        bar.set_label(label)
+        bar.outline.set_visible(False)
     _width_legend(figure, plan.capacity.max(), broad)
     figure.suptitle(
         f"{plain(network.name)}: profit {plan.profit:.5g}, {built.sum()} of {len(built)} links "
@@ -134,7 +135,7 @@ def _colours(plan, built: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _norm(colour: np.ndarray) -> Normalize:
     """Few tolls may be far larger than the others, and the smallest are rounding errors."""
-    return Normalize(0.0, max(np.percentile(colour, 97), 1e-3) if len(colour) else 1.0)
+    return Normalize(0.0, max(np.percentile(colour, 97), LEAST_COLOUR) if len(colour) else 1.0)
 
 
 def _draw_nodes(axes, at: np.ndarray, nodes, radius: float) -> None:
@@ -151,7 +152,9 @@ def _draw_nodes(axes, at: np.ndarray, nodes, radius: float) -> None:
         "path_effects": [withStroke(linewidth=2.5, foreground="white")],
     }  # fmt: skip
     for (x, y), node in zip(at, nodes, strict=True):
-        axes.annotate(str(node), (x, y), ha="center", fontsize=7.5, color=INK, zorder=4, **place)
+        axes.annotate(
+            plain(str(node)), (x, y), ha="center", fontsize=7.5, color=INK, zorder=4, **place
+        )
 
 
 def _width_legend(figure: Figure, largest: float, broad: float) -> None:

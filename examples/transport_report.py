@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from output import save_figure
-from transport_map import draw_map, is_built
+from transport_map import draw_map, is_built, plain
 
 from bilevel.problems.transport import Plan
 
@@ -127,7 +127,7 @@ def _convergence(plan: Plan) -> Figure:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(plan.assessment.network.name, fontsize="medium")
+    figure.suptitle(plain(plan.assessment.network.name), fontsize="medium")
     return figure
 
 

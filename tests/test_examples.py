@@ -219,6 +219,23 @@ def test_a_folder_is_planned_with_limits_of_its_links_and_pairs(tables):
     assert plan.loc[(2, 1), "capacity"] > 0.6
 
 
+def test_a_folder_is_resumed_also_where_the_results_lie_in_it_and_names_hold_dollars(tables):
+    for name in ("links", "demand"):
+        table = pd.read_csv(tables / f"{name}.csv")
+        ends = ["i", "j"] if name == "links" else ["o", "dest"]
+        table[ends] = table[ends].map(lambda node: f"${node}\\frac$")
+        table.to_csv(tables / f"{name}.csv", index=False)
+    options = ["--network", tables, "--quick", "--out", tables / "results"]
+    for more in ([], ["--resume"]):
+        finished = run("seville_transport.py", *options, *more)
+        assert finished.returncode == 0, finished.stderr
+    (tables / "results" / "plan.csv").unlink()
+    (tables / "results" / "plan.csv").mkdir()
+    refused = run("seville_transport.py", *options)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_network_on_which_nothing_pays_is_drawn_without_links(tables):
     text = pd.read_csv(tables / "demand.csv").assign(m=0.0)
     text.to_csv(tables / "demand.csv", index=False)
@@ -234,8 +251,10 @@ def test_a_network_on_which_nothing_pays_is_drawn_without_links(tables):
     [
         (["--ceiling", "none.csv"], "none.csv does not exist"),
         (["--ceiling", "links.csv"], "links.csv has no column 'ceiling'"),
-        (["--least-share", "odd.csv"], "odd.csv, line 3: the network has no pair with a demand"),
-        (["--least-share", "bad_shares.csv"], "line 2, column share: 'half' is not a number"),
+        (["--least-share", "odd.csv"], "odd.csv, line 3: no pair with a demand leads from '1' to"),
+        (["--least-share", "bad_shares.csv"], "line 2: share is 'half', expected a share in [0,"),
+        (["--least-share", "twice.csv"], "twice.csv, line 3: '1' to '2' stands in an earlier line"),
+        (["--first-penalties", "200"], "OptionError: first_penalties: found 200"),
         (["--demand", "demand.csv", "--links", "none.csv"], "none.csv does not exist"),
         (["--demand", "bad.csv", "--links", "links.csv"], "bad.csv line 2, column w"),
         (["--start", "published"], "OptionError: --start published is for --network seville"),
@@ -251,6 +270,7 @@ def test_mistakes_are_named_without_a_traceback_and_write_nothing(
     (tables / "bad.csv").write_text(text.replace("1.0", "many", 1))
     (tables / "odd.csv").write_text("o,dest,share\n1,2,0.1\n1,77,0.1\n")
     (tables / "bad_shares.csv").write_text("o,dest,share\n1,2,half\n")
+    (tables / "twice.csv").write_text("o,dest,share\n1,2,0.1\n1,2,0.2\n")
     finished = run("seville_transport.py", *options, "--out", "out")
     assert finished.returncode == 1
     assert message in finished.stderr

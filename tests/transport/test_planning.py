@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
@@ -264,7 +265,11 @@ def test_where_passengers_do_not_serve_a_planner_the_violation_says_so() -> None
         ({"first_penalties": ()}, r"first_penalties=\(\), expected one penalty or more"),
         ({"first_penalties": 3.0}, "first_penalties=3.0, expected one penalty or more"),
         ({"first_penalties": (0.0,)}, "first_penalties=0.0"),
-        ({"first_penalties": (150.0,)}, "first_penalties: found 150, expected less than the last"),
+        ({"first_penalties": (150.0,)}, r"first_penalties: found 150, .* less than the last, 150"),
+        (
+            {"first_penalties": (1e-9,)},
+            "first_penalties: found 1e-09, expected numbers of at least",
+        ),
         ({"limits": 3.0}, r"limits=3.0, expected PlanLimits"),
         ({"callbacks": print}, r"callbacks=.*callbacks=\[\.\.\.\]"),
     ],
@@ -299,8 +304,12 @@ def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert list(resumed.solution.history["step"]) == list(whole.solution.history["step"])
     with pytest.raises(CheckpointError, match="begun with steps=24, and this one has 30"):
         plan(tmp_path / "whole", steps=30, resume=True)
-    with pytest.raises(CheckpointError, match="begun with data="):
+    with pytest.raises(CheckpointError, match="begun with network, limits and start="):
         plan(tmp_path / "whole", limits=PlanLimits(ceiling=9.0), resume=True)
+    with pytest.raises(CheckpointError, match="begun with network, limits and start="):
+        plan(tmp_path / "whole", start=0.9, resume=True)
+    with pytest.raises(OptionError, match="there are no runs in"):
+        plan(tmp_path / "none", resume=True)
 
 
 def test_other_networks_gain_from_a_plan() -> None:
@@ -454,3 +463,83 @@ def test_a_start_that_makes_no_sense_is_named(start: Any) -> None:
 def test_a_network_of_24_nodes_need_not_be_sevilles() -> None:
     with pytest.raises(ProblemError, match="is not the network of seville"):
         seville_start(random_network(24, seed=0))
+
+
+INF = np.inf
+
+
+@pytest.mark.parametrize(
+    ("links", "pairs", "limits"),
+    [
+        # The least share needs more than the ceiling of the only route that is shortest by itself.
+        (
+            [(0, 3, 1, 1), (1, 2, 1, 1), (1, 3, 1, 1), (2, 0, 1, 1)],
+            [(1, 3, 2.0, 3.0, 0.5)],
+            PlanLimits(ceiling=[INF, INF, 0.3, INF], least_share=0.2),
+        ),
+        # Several tolls along a single route: only their sum is determined.
+        (
+            [(0, 2, 1, 1), (1, 4, 1, 1), (2, 1, 1, 1), (2, 3, 1, 1), (3, 4, 1, 1), (4, 1, 1, 1)],
+            [(0, 4, 1.0, 1.74, 1.0), (4, 1, 1.0, 5.34, 1.0), (2, 4, 1.0, 3.737, 1.0)],
+            None,
+        ),
+        (
+            [(1, 0, 0.6, 0.8), (2, 1, 0.8, 0.8), (3, 1, 0.8, 0.8), (4, 2, 0.4, 2), (4, 3, 1, 1.3)],
+            [(4, 0, 2.5, 6.0, 6.0)],
+            PlanLimits(ceiling=[INF] * 4 + [0.77]),
+        ),
+    ],
+    ids=["other routes", "tolls that are not unique", "the same with a ceiling"],
+)
+def test_programs_that_are_hard_on_newton_are_solved(
+    links: list[Any], pairs: list[Any], limits: PlanLimits | None
+) -> None:
+    network = TransportNetwork(
+        pd.DataFrame(links, columns=list("ijdc")),
+        pd.DataFrame(pairs, columns=["o", "dest", "w", "u", "m"]),
+    )
+    plan = plan_network(network, limits, steps=40)
+    assert plan.violation <= 1e-5
+    again = assess(network, plan.assessment.capacity)
+    assert plan.assessment.profit == pytest.approx(again.profit, abs=1e-6)
+
+
+@pytest.mark.parametrize("money", [1e-9, 1.0, 1e9])
+def test_a_budget_holds_in_any_unit_of_money(money: float) -> None:
+    ends = [(1, 2), (2, 1)]
+    pairs = [(*each, 1.0, 3.0, 4 * money) for each in ends]
+    network = TransportNetwork(
+        pd.DataFrame([(i, j, 1.0, money) for i, j in ends], columns=list("ijdc")),
+        pd.DataFrame(pairs, columns=["o", "dest", "w", "u", "m"]),
+    )
+    plan = plan_network(network, PlanLimits(budget=money), steps=40)
+    # A passenger costs 1 and pays 4: the whole budget is spent on what earns three times as much.
+    assert plan.assessment.profit == pytest.approx(3 * money, rel=1e-2)
+    assert plan.violation <= 1e-5
+
+
+def test_what_a_least_share_needs_is_built_however_small_the_pair() -> None:
+    ends = [(1, 2), (2, 1)]
+    network = TransportNetwork(
+        pd.DataFrame([(i, j, 1.0, 1.0) for i, j in ends], columns=list("ijdc")),
+        pd.DataFrame(
+            [(1, 2, 1e5, 3.0, 4.0), (2, 1, 1.0, 3.0, 0.0)], columns=["o", "dest", "w", "u", "m"]
+        ),
+    )
+    plan = plan_network(network, PlanLimits(least_share=[0.0, 0.5]), steps=40)
+    assert plan.assessment.share[1] >= 0.5 - 1e-5
+
+
+def test_nothing_is_built_where_all_that_was_found_loses_money() -> None:
+    plan = plan_network(three_node(), steps=3, first_penalties=(0.1,), start=1.0)
+    assert plan.blocc.profit < 0.0
+    assert plan.assessment.profit == 0.0
+
+
+def test_refused_options_leave_saved_runs_where_they_are(tmp_path: Path) -> None:
+    options = {"steps": 5, "first_penalties": (0.3,), "trim": False, "checkpoints": tmp_path}
+    plan_network(three_node(), **options)
+    for wrong in ({"callbacks": [3]}, {"first_penalties": (200.0,)}, {"start": -1.0}):
+        with pytest.raises((OptionError, ProblemError)):
+            plan_network(three_node(), **{**options, **wrong})
+        assert len(list(tmp_path.glob("blocc-*.pt"))) == 1

@@ -125,25 +125,37 @@ def solve_routes(
             yield RoutePoint(point.values[0], point.q, point.a, point.load, point.toll)
         if not remaining:
             return
-        products = point.products()
-        try:
-            system = _NewtonSystem(point)
-            step = system.direction(-products)
-        except (LinAlgError, ValueError):  # singular, or not finite
-            break
-        length = point.longest(step)
-        size, predicted = float(np.mean(products)), point.mean_product(step, length)
-        centred = max((predicted / size) ** 3 * size, 0.3 * final)
-        # The second-order effect of that part of the step which is taken.
-        reduction = max(1 - centred / size, 0.0)
-        step = system.direction(centred - products - reduction**2 * step.second_order())
-        point.move(step, min(1.0, 0.99 * point.longest(step)))
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            try:
+                _advance(point, final)
+            except (LinAlgError, ValueError):  # singular, or not finite
+                break
     raise ResponseError(
         f"the routes' program was solved to {residual:.1e} times its tolerance {final:.0e} "
         "only: the costs may differ by too many orders of magnitude (they are in units of the "
         "logit, in which a difference of 1 changes the odds by the factor e), or limits may leave "
         "too little room between them"
     )
+
+
+def _advance(point: _Iterate, final: float) -> None:
+    """Mehrotra's predictor and corrector, and the step.
+
+    Raises
+    ------
+    LinAlgError, ValueError
+        The Newton system is singular, or not finite.
+    """
+    products = point.products()
+    system = _NewtonSystem(point)
+    step = system.direction(-products)
+    length = point.longest(step)
+    size, predicted = float(np.mean(products)), point.mean_product(step, length)
+    centred = max((predicted / size) ** 3 * size, 0.3 * final)
+    # The second-order effect of that part of the step which is taken.
+    reduction = max(1 - centred / size, 0.0)
+    step = system.direction(centred - products - reduction**2 * step.second_order())
+    point.move(step, min(1.0, 0.99 * point.longest(step)))
 
 
 class _Step(NamedTuple):

@@ -25,8 +25,8 @@ class PlanLimits:
     ----------
     floor : float, optional
         :math:`a_{\min} > 0`, the least capacity of a link while a plan is sought: without any, a
-        link's multiplier is not unique. By default 1e-5 of the pairs' mean demand. Finished plans
-        leave out what is not used.
+        link's multiplier is not unique. By default 1e-5 of the pairs' mean demand, and less where a
+        least share asks for as little. Finished plans leave out what is not used.
     ceiling : float or array of shape (E,), optional
         :math:`a_{\max}`, the largest capacity of each link.
     budget : float, optional
@@ -70,7 +70,10 @@ class PlanLimits:
         upper = _spread("ceiling", self.ceiling, np.inf, links, "links")
         least = _spread("least_share", self.least_share, 0.0, pairs, "pairs")
         mean = float(np.mean(network.demand))
-        floor = 1e-5 * mean if self.floor is None else self.floor
+        # What is negligible is so beside every flow that a least share asks for.
+        needed = (least * network.demand)[least > 0]
+        small = max(min(1e-4 * mean, 1e-2 * needed.min(initial=np.inf)), 1e-7 * mean)
+        floor = 0.1 * small if self.floor is None else self.floor
         lower = np.full(links, floor)
         if not np.all(upper > 0):
             raise OptionError(f"ceiling: found {np.min(upper):g}, expected positive capacities")
@@ -90,7 +93,7 @@ class PlanLimits:
                 f"least_share: found {least[(least < 0) | (least >= 1)][0]:g}, expected shares of "
                 "at least 0 and below 1"
             )
-        bounds = Bounds(lower, upper, budget, least, negligible=1e-4 * mean)
+        bounds = Bounds(lower, upper, budget, least, negligible=0.9 * small)
         require_attainable(network, bounds)
         return bounds
 

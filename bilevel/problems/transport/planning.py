@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bilevel.callbacks import Callback, Checkpoint, Record
+from bilevel.callbacks import Callback, Checkpoint, Record, as_callback
 from bilevel.checkpoints import require_same_settings
 from bilevel.errors import InfeasibleError, OptionError, ProblemError, ResponseError
 from bilevel.options import check_count, check_positive
@@ -33,6 +33,7 @@ from bilevel.state import State
 #: The penalty to which every run goes, in units of the mean fare: the two responses then differ
 #: little, by some thousandths of the share.
 LAST_PENALTY = 150.0
+_LEAST_PENALTY = 1e-2
 #: Shortfalls of a share, and relative excesses over a bound, that count as none: what the exact
 #: assessment can tell.
 NEGLIGIBLE = 1e-5
@@ -115,7 +116,8 @@ def plan_network(
         all but full say in the passengers' answer, so that runs forget the capacities they start
         from; which local optimum they reach is decided by the penalty's path.
     trim : bool
-        Reduce capacities to their use, and leave out links that carry no more than the floor.
+        Reduce capacities to their use, leave out links that carry no more than the floor, and all
+        where the rest loses money and no least share asks for it.
     polish : int
         Rounds of local search on tolls, from those of the best run, see :func:`polish_tolls`; 0 for
         none. The plan is assessed anew, and kept if it is better.
@@ -138,25 +140,15 @@ def plan_network(
         A response was not solved to its tolerance, in any run; where trimmed or polished capacities
         cannot be assessed, a warning says so and the plan before them is kept.
     """
-    check_count("steps", steps)
-    check_count("polish", polish, least=0)
-    check_count("seed", seed, least=0)
-    if not isinstance(first_penalties, Sequence) or not len(first_penalties):
-        raise OptionError(
-            f"first_penalties={first_penalties!r}, expected one penalty or more, such as (1.0,)"
-        )
-    for first in first_penalties:
-        check_positive("first_penalties", first)
-        if first >= LAST_PENALTY:
-            raise OptionError(
-                f"first_penalties: found {first:g}, expected less than the last, {LAST_PENALTY:g} "
-                "(in units of the mean fare)"
-            )
+    check_options(steps, first_penalties, polish, seed)
     if not isinstance(callbacks, Sequence):
         raise OptionError(f"callbacks={callbacks!r}, expected a list: callbacks=[...]")
+    callbacks = [as_callback(callback) for callback in callbacks]
     checkpoints = None if checkpoints is None else Path(checkpoints)
     if resume and checkpoints is None:
         raise OptionError("resume=True needs the folder that holds the runs: give checkpoints=")
+    if resume and checkpoints is not None and not any(checkpoints.glob("blocc-*.pt")):
+        raise OptionError(f"resume=True: there are no runs in {checkpoints}; leave it out")
     stages = _Stages(network, limits, steps, callbacks, checkpoints, resume, progress)
     a, _ = transport_start(network, start)
     if checkpoints is not None and not resume:
@@ -189,6 +181,31 @@ def plan_network(
     )
 
 
+def check_options(steps: int, first_penalties: Sequence[float], polish: int, seed: int) -> None:
+    """Refuse options of :func:`plan_network` that are out of range.
+
+    Raises
+    ------
+    OptionError
+        Naming the option.
+    """
+    check_count("steps", steps)
+    check_count("polish", polish, least=0)
+    check_count("seed", seed, least=0)
+    if not isinstance(first_penalties, list | tuple) or not len(first_penalties):
+        raise OptionError(
+            f"first_penalties={first_penalties!r}, expected one penalty or more, such as (0.3,)"
+        )
+    for first in first_penalties:
+        check_positive("first_penalties", first)
+        if not _LEAST_PENALTY <= first < LAST_PENALTY:
+            raise OptionError(
+                f"first_penalties: found {first:g}, expected numbers of at least "
+                f"{_LEAST_PENALTY:g} and less than the last, {LAST_PENALTY:g} (in units of the "
+                "mean fare)"
+            )
+
+
 class _Stages:
     """The stages of a plan, each of which ends with an exact assessment."""
 
@@ -217,7 +234,10 @@ class _Stages:
         resume = None
         if self.checkpoints is not None:
             file = self.checkpoints / f"blocc-{index}.pt"
-            settings = {"steps": self.steps, "first_penalty": first, "data": self._digest()}
+            settings = {
+                "steps": self.steps, "first_penalty": first,
+                "network, limits and start": self._digest(start),
+            }  # fmt: skip
             saving = [_Settings(**settings), Checkpoint(file, every=10)]
             resume = file if self.resume and file.exists() else None
         last = LAST_PENALTY * self.mean_fare
@@ -273,14 +293,14 @@ class _Stages:
             progress=self.progress,
         )
 
-    def _digest(self) -> str:
-        """Of the network and its limits."""
+    def _digest(self, start: Array) -> str:
+        """Of what a run begins with."""
         network, bounds = self.network, self.bounds
         arrays = [
             *(network.tail, network.head, network.travel_cost, network.construction_cost),
             *(network.origin, network.destination),
             *(network.demand, network.alternative_cost, network.fare),
-            *(bounds.lower, bounds.upper, np.array(bounds.budget), bounds.least_share),
+            *(bounds.lower, bounds.upper, np.array(bounds.budget), bounds.least_share, start),
         ]
         return hashlib.sha256(b"".join(each.tobytes() for each in arrays)).hexdigest()
 
@@ -288,7 +308,8 @@ class _Stages:
         """Capacities as they are used, twice: without the least used links others carry more."""
         for _ in range(2):
             plan = self._better(plan, self.bounds.built(plan.trimmed_capacity))
-        return plan
+        # Nothing built loses nothing.
+        return self._better(plan, np.zeros_like(plan.capacity)) if plan.profit < 0 else plan
 
     def polish(
         self, blocc: Assessment, plan: Assessment, rounds: int, seed: int

@@ -24,6 +24,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 LINK_COLUMNS = ("i", "j", "d", "c")
 PAIR_COLUMNS = ("o", "dest", "w", "u", "m")
 POSITION_COLUMNS = ("x", "y")
+_LARGEST_COORDINATE = 1e100
 
 
 def read_tables(
@@ -101,8 +102,13 @@ def validated_positions(positions: pd.DataFrame, nodes: Sequence[Hashable]) -> p
             "nodes have none); give the position of each node, or no positions at all"
         )
     order = [row[node] for node in nodes]
+    columns = {name: _numbers(positions, "positions", name)[order] for name in POSITION_COLUMNS}
+    if max(np.abs(each).max() for each in columns.values()) > _LARGEST_COORDINATE:
+        raise ProblemError(
+            f"positions table: a coordinate is beyond {_LARGEST_COORDINATE:g}; use another unit"
+        )
     return pd.DataFrame(
-        {name: _numbers(positions, "positions", name)[order] for name in POSITION_COLUMNS},
+        columns,
         index=pd.Index(list(nodes), name="node", tupleize_cols=False),
     )
 

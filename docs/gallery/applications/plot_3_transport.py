@@ -206,7 +206,7 @@ pd.DataFrame(
 #
 # .. code-block:: python
 #
-#     network = TransportNetwork.from_csv("links.csv", "demand.csv", "positions.csv")
+#     network = TransportNetwork.from_csv("links.csv", "demand.csv", "nodes.csv")
 #     plan = plan_network(network, PlanLimits(budget=60.0, least_share=0.02), polish=20)
 #     print(plan)  # profit and violation after each stage
 #     plan.assessment.plan.to_csv("plan.csv", index=False)
