@@ -350,11 +350,14 @@ def _factorised(matrix: Array) -> tuple[Array, bool]:
 
     So it is at the end where tolls are not unique. The next residuals tell what that costs.
     """
-    diagonal = np.diag(np.diag(matrix))
-    for raised in (0.0, 1e-14, 1e-12, 1e-10):
+    try:
+        factor: tuple[Array, bool] = cho_factor(matrix)
+        return factor
+    except LinAlgError:
+        diagonal = np.diag(np.diag(matrix))
+    for raised in (1e-14, 1e-12, 1e-10):
         try:
-            factor: tuple[Array, bool] = cho_factor(matrix + raised * diagonal)
-            return factor
+            return cho_factor(matrix + raised * diagonal)
         except LinAlgError:
             continue
     return cho_factor(matrix + 1e-8 * diagonal)
