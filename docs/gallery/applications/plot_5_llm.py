@@ -259,11 +259,11 @@ print(sorted(each.name for each in (folder / "adapter").iterdir()))
 #      - 4.513 ± .001
 #
 # The claim of arXiv:2507.20400, PBGD-Free best in every column, is **not reproduced** here. It is
-# better than PBGD in all of them; sequential training has a lower DPO loss than both, and than BOME,
-# and in the end a lower SFT loss (before that within the noise): in the same time it makes four
-# times as many steps, since those of the head alone are cheap. ALRIGHT, which is as cheap, does best
-# on the two together. Model and corpus are small, and the head holds as
-# many numbers as the adapters; a model of a billion weights may behave otherwise.
+# better than PBGD in all of them; sequential training has a lower DPO loss than both, and than
+# BOME, and in the end a lower SFT loss (before that within the noise): in the same time it makes
+# four times as many steps, since those of the head alone are cheap. ALRIGHT, whose steps are cheap
+# too, does best on the two losses together. Model and corpus are small, and the head holds as many
+# numbers as the adapters; a model of a billion weights may behave otherwise.
 #
 # The measured bias is one reason: halfway and at the end, with :math:`\gamma = 10`, the gradient
 # that PBGD-Free leaves out was 1.0 to 2.0 times the one that it followed, though it pointed to the
