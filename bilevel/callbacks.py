@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bilevel.checkpoints import require_same_settings
 from bilevel.distributed import rank
 from bilevel.errors import OptionError
 from bilevel.extras import require
@@ -185,6 +186,27 @@ class Checkpoint(Callback):
         """Save the end, unless the run failed: the last good checkpoint then stays."""
         if not run.failed:
             run.save(self.path)
+
+
+class Settings(Callback):
+    """Keep a run from being resumed with other settings than it was begun with.
+
+    Parameters
+    ----------
+    settings : dict
+        Numbers, strings and dicts of them, by the names that an error is to give.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Refuse others."""
+        require_same_settings(saved, self.settings)
 
 
 def as_callback(callback: Any) -> Callback:

@@ -55,7 +55,8 @@ from bilevel.problems.transport import (
     three_node,
     transport_start,
 )
-from bilevel.problems.transport.planning import NEGLIGIBLE, check_options
+from bilevel.problems.transport.planning import check_options
+from bilevel.problems.transport.stages import NEGLIGIBLE
 from bilevel.problems.transport.tables import read_csv
 
 NETWORKS = {"three-node": three_node, "nine-node": nine_node, "seville": seville}

@@ -32,11 +32,11 @@ from bilevel.problems.transport import (
     assess,
     nine_node,
     plan_network,
-    planning,
     polish_tolls,
     random_network,
     seville,
     seville_start,
+    stages,
     three_node,
     toll_plan,
     toll_profit,
@@ -405,7 +405,7 @@ def test_a_run_that_goes_on_with_larger_shares_counts_all_of_it() -> None:
 
 def test_of_the_repeats_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     violations = iter([0.1, 0.02, 0.05, *[0.06] * 20])
-    real, asked = planning.assess, []
+    real, asked = stages.assess, []
 
     def pretending(network: TransportNetwork, capacity: np.ndarray) -> Any:
         found = real(network, capacity)
@@ -413,7 +413,7 @@ def test_of_the_repeats_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(capacity)
         return dataclasses.replace(found, share=share)
 
-    monkeypatch.setattr(planning, "assess", pretending)
+    monkeypatch.setattr(stages, "assess", pretending)
     network = TransportNetwork(three_node().links, three_node().pairs.assign(u=20.0))
     plan = plan_network(
         network, PlanLimits(least_share=0.5), steps=8, first_penalties=(0.1,), trim=False
@@ -427,7 +427,7 @@ def test_of_the_repeats_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_trimmed_plan_that_cannot_be_assessed_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, calls = planning.assess, []
+    real, calls = stages.assess, []
 
     def failing(network: TransportNetwork, capacity: np.ndarray) -> Any:
         calls.append(capacity)
@@ -435,7 +435,7 @@ def test_a_trimmed_plan_that_cannot_be_assessed_is_left_out(
             raise ResponseError("not certified")
         return real(network, capacity)
 
-    monkeypatch.setattr(planning, "assess", failing)
+    monkeypatch.setattr(stages, "assess", failing)
     with pytest.warns(UserWarning, match="a plan was left out: not certified"):
         plan = plan_network(three_node(), steps=10, first_penalties=(0.1,))
     assert plan.assessment is plan.blocc

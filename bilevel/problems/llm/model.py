@@ -292,16 +292,15 @@ class TwoLevelModel(nn.Module):
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
+    """In modules, and in what calls of torch.nn.functional.dropout read: theirs, or the config."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():  # for torch.nn.functional.dropout
+    config = getattr(model, "config", None)
+    for owner in [*model.modules(), *([] if config is None else [config])]:
+        for name, value in vars(owner).items():
             if isinstance(value, float) and name.endswith(_DROPOUT):
-                setattr(module, name, 0.0)
-    config = getattr(model, "config", None)  # some families read it in each pass
-    for name, value in vars(config).items() if config is not None else ():
-        if isinstance(value, float) and name.endswith(_DROPOUT):
-            setattr(config, name, 0.0)
+                setattr(owner, name, 0.0)
 
 
 def check_items(model: TwoLevelModel, items: Sequence[Item]) -> None:

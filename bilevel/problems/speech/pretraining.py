@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.callbacks import Callback, Record
-from bilevel.checkpoints import require_same_settings
+from bilevel.callbacks import Callback, Record, Settings
 from bilevel.errors import OptionError
 from bilevel.optimizers import has_fused_steps
 from bilevel.options import check_count, check_nonnegative, check_positive, check_share
@@ -176,29 +175,19 @@ def pretrain(
             max_steps=options.steps,
             tolerance=0.0,
             lower_batches=batches,
-            callbacks=[Settings(losses, options), monitor, *callbacks],
+            callbacks=[Settings(settings_of(losses, options)), monitor, *callbacks],
             log_every=log_every,
             progress=progress,
             resume=resume,
         )
 
 
-class Settings(Callback):
-    """Keeps a run from going on with other options, another model or another method."""
-
-    def __init__(self, losses: PretrainingLosses, options: PretrainingOptions) -> None:
-        self.settings: dict[str, Any] = {
-            **asdict(options), "autocast": str(options.autocast), "method": losses.method,
-            "model": asdict(losses.model.options),
-        }  # fmt: skip
-
-    def state_dict(self) -> dict[str, Any]:
-        """The settings."""
-        return self.settings
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Refuse others."""
-        require_same_settings(saved, self.settings)
+def settings_of(losses: PretrainingLosses, options: PretrainingOptions) -> dict[str, Any]:
+    """What a run is to be resumed with: its options, model and method."""
+    return {
+        **asdict(options), "autocast": str(options.autocast), "method": losses.method,
+        "model": asdict(losses.model.options),
+    }  # fmt: skip
 
 
 def adamw(leaves: Iterable[Tensor], options: PretrainingOptions) -> torch.optim.Optimizer:

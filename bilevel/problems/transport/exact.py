@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,13 +104,10 @@ def exact_response(network: TransportNetwork, capacity: npt.ArrayLike) -> ExactR
     require_network(network)
     a = network.per_link("capacity", capacity)
     form = _node_link_form(network, a)
-    for step in _STEPS:
-        try:
+    for step in _STEPS[:-1]:
+        with suppress(ResponseError):
             return _certified(network, form, a, step)
-        except ResponseError:
-            if step == _STEPS[-1]:
-                raise
-    raise AssertionError
+    return _certified(network, form, a, _STEPS[-1])
 
 
 def _certified(

@@ -171,7 +171,7 @@ class Passengers:
                     if added:
                         break
             except RoutesError as error:
-                missing = self._find(network.travel_cost + 1e3 * error.toll)
+                missing = self._find(network.travel_cost + error.toll)
                 if not pool.add(missing, np.ones(len(demand), dtype=bool)):
                     raise
                 toll, warm = np.ones(len(toll)), False

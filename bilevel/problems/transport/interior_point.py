@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ _UNBOUNDED = 1e6
 class RoutesError(ResponseError):
     """The routes of a pool cannot carry the least shares within the ceilings and the budget.
 
-    ``toll`` grows without bound there: shortest routes at it are those that are missing, if any.
+    Tolls grow without bound there; at ``toll``, along which they do and which outweighs all costs,
+    shortest routes are those that are missing, if any.
     """
 
     def __init__(self, toll: Array) -> None:
@@ -119,7 +121,7 @@ def solve_routes(
     for _ in range(max_iterations):
         residual = point.residual(final)
         if point.toll.max() > _UNBOUNDED * costs:
-            raise RoutesError(point.toll / point.toll.max() * costs)
+            raise RoutesError(1e3 * costs * point.toll / point.toll.max())
         while remaining and residual <= remaining[0] / final:
             remaining.pop(0)
             yield RoutePoint(point.values[0], point.q, point.a, point.load, point.toll)
@@ -350,17 +352,14 @@ def _factorised(matrix: Array) -> tuple[Array, bool]:
 
     So it is at the end where tolls are not unique. The next residuals tell what that costs.
     """
-    try:
-        factor: tuple[Array, bool] = cho_factor(matrix)
-        return factor
-    except LinAlgError:
-        diagonal = np.diag(np.diag(matrix))
-    for raised in (1e-14, 1e-12, 1e-10):
-        try:
-            return cho_factor(matrix + raised * diagonal)
-        except LinAlgError:
-            continue
-    return cho_factor(matrix + 1e-8 * diagonal)
+    diagonal = matrix.diagonal().copy()
+    for raised in (0.0, 1e-14, 1e-12, 1e-10):
+        np.fill_diagonal(matrix, (1 + raised) * diagonal)
+        with suppress(LinAlgError):
+            factor: tuple[Array, bool] = cho_factor(matrix)
+            return factor
+    np.fill_diagonal(matrix, (1 + 1e-8) * diagonal)
+    return cho_factor(matrix)
 
 
 def _adjoint(capacity: Capacity, dual: Array) -> Array:

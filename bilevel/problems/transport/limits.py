@@ -123,13 +123,10 @@ class Bounds:
         left = self.lower + np.minimum(9 * self.lower, self.negligible)
         return np.where(capacity > left, capacity, 0.0)
 
-    def violation(self, capacity: Array, cost: float, share: Array) -> float:
-        """Largest excess over a ceiling or the budget, relative to them, or shortfall of a share.
-
-        Zero where a plan keeps all.
-        """
-        over = (capacity / self.upper - 1).max()
-        return float(max(0.0, over, cost / self.budget - 1, (self.least_share - share).max()))
+    def excesses(self, capacity: Array, cost: float, share: Array) -> Array:
+        """Over ceilings and the budget, relative to them, and shortfalls of shares; or below 0."""
+        over = [*(capacity / self.upper - 1), cost / self.budget - 1]
+        return np.concatenate([over, self.least_share - share])
 
 
 def bounds_of(network: TransportNetwork, limits: PlanLimits | Bounds | None) -> Bounds:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -177,10 +176,7 @@ class _TollSearch:
         """What exceeds the limits, summed up; a search that reduces it nears them."""
         if self.bounds is None:
             return 0.0
-        overload = plan.load / np.maximum(self.bounds.upper, ADMISSIBLE) - 1
-        missing = self.bounds.least_share - plan.share
-        overspent = plan.construction_cost / self.bounds.budget - 1
-        parts = np.concatenate([overload, missing, [overspent]])
+        parts = self.bounds.excesses(plan.load, plan.construction_cost, plan.share)
         return float(np.maximum(parts - ADMISSIBLE, 0.0).sum())
 
     def ascend(self, toll: Array, tolerance: float = TOLERANCE) -> Array:
@@ -243,19 +239,21 @@ class _TollSearch:
 
     def _promising(
         self, toll: Array, link: int, routes: Routes, value: float
-    ) -> Iterator[tuple[float, float]]:
+    ) -> list[tuple[float, float]]:
         """Tolls of a link and the profits there, that may be better; falling.
 
         Where there are limits, which break them is not known: the best, and a sample of all.
         """
         candidates, profits = link_candidates(self.network, toll, link, routes)
         better = np.flatnonzero(profits > value + self.least_gain(value, ROUNDING))
-        if self.bounds is not None:
-            better = better[np.argsort(candidates[better])]
-            best = better[np.argsort(-profits[better])[:1]]
-            better = np.union1d(better[:: -(-len(better) // TRIED) or 1], best)
-        order = better[np.argsort(-profits[better])][: 1 if self.bounds is None else None]
-        yield from zip(candidates[order], profits[order], strict=True)
+        falling = better[np.argsort(-profits[better])]
+        if self.bounds is None:
+            chosen = falling[:1]
+        else:
+            rising_toll = better[np.argsort(candidates[better])]
+            sample = rising_toll[:: max(1, -(-len(better) // TRIED))]
+            chosen = falling[np.isin(falling, [*falling[:1], *sample])]
+        return list(zip(candidates[chosen].tolist(), profits[chosen].tolist(), strict=True))
 
     def change(self, toll: Array) -> Array:
         """Reset the tolls of some links: to zero, to infinity, or at random."""
